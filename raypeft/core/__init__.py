@@ -1,0 +1,1 @@
+"""Core: decisions; no Ray, torch, clock or disk."""

@@ -1,0 +1,392 @@
+"""The records that pass between the parts: subjects, request sets, shards, answers, failures.
+
+Plain frozen data, free of every heavy package, so that planning, storing and testing need none.
+Conversion from and to library objects happens in the package that owns the library.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal, TypeAlias
+
+Json: TypeAlias = Any
+"""A value that `json` can hold: None, bool, int, float, str, list, or dict with str keys."""
+
+RequestType: TypeAlias = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+EngineKind: TypeAlias = Literal["hf", "vllm", "fake"]
+
+
+class FailureKind(StrEnum):
+    """Why a cell, an adapter or a unit failed: the `reason` column of the tables."""
+
+    SPEC = "spec"
+    """What the sweep names does not exist or cannot be read (found before anything was loaded)."""
+    DOES_NOT_FIT = "does_not_fit"
+    """The adapter's tensors are not those that its config and this base imply."""
+    NOT_APPLIED = "not_applied"
+    """The adapter was loaded but changes nothing."""
+    NOT_FINITE = "not_finite"
+    """NaN or infinity in the adapter's weights or in an answer."""
+    UNREADABLE = "unreadable"
+    """A file is missing, truncated or corrupt."""
+    UNSAFE = "unsafe"
+    """Pickled weights, remote code or generated code that the sweep file does not allow."""
+    UNSUPPORTED = "unsupported"
+    """No engine can do this."""
+    TASK_FAILED = "task_failed"
+    """lm-eval could not build or score the task."""
+    LOAD_FAILED = "load_failed"
+    """The base could not be loaded."""
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
+    SLOT_LOST = "slot_lost"
+    """The actor or its node died."""
+    CRASHED = "crashed"
+    """Anything else that was raised while answering."""
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something failed, as a value.
+
+    Attributes:
+        kind: The reason's name.
+        message: What happened, for a person: place, value, what is allowed, what to do.
+        retryable: Whether another attempt could end differently.
+        detail: A traceback or log tail; may be empty.
+    """
+
+    kind: FailureKind
+    message: str
+    retryable: bool = False
+    detail: str = ""
+
+
+# --- subjects ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """Everything an engine needs to load one base: what a slot is started with.
+
+    Attributes:
+        kind: Which engine.
+        base: Local folder or hub id of the base.
+        base_digest: Digest of the base's content (weights, config, tokenizer).
+        revision: Hub revision, if any.
+        dtype: `float32`, `bfloat16` or `float16`; never `auto` here.
+        device: `cpu` or `cuda`.
+        batch_size: Rows per forward pass.
+        softmax_dtype: dtype of the log-softmax; None computes it in the model's dtype.
+        attn_implementation: As in transformers; None is the model's default.
+        max_length: Longest row in tokens; None is the model's own limit.
+        add_bos_token: As in lm-eval's HFLM; None leaves it to the tokenizer.
+        trust_remote_code: Whether the sweep file allows the base's own code.
+        seed: Seed of sampled generation.
+        options: Further settings of one engine kind (the script of `fake`).
+    """
+
+    kind: EngineKind
+    base: str
+    base_digest: str
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    batch_size: int = 8
+    softmax_dtype: str | None = "float32"
+    attn_implementation: str | None = None
+    max_length: int | None = None
+    add_bos_token: bool | None = None
+    trust_remote_code: bool = False
+    seed: int = 1234
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+    def numerics(self) -> dict[str, Json]:
+        """Return the settings that can change a score, as they enter a cell's identity.
+
+        Batch size, device and paths are left out (design.md, Identity).
+        """
+        return {
+            "engine": self.kind,
+            "dtype": self.dtype,
+            "softmax_dtype": self.softmax_dtype,
+            "attn_implementation": self.attn_implementation,
+            "max_length": self.max_length,
+            "add_bos_token": self.add_bos_token,
+            "options": dict(self.options),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """One PEFT adapter of one base, as an engine loads it.
+
+    Attributes:
+        name: Its name in the tables.
+        path: Local folder or hub id.
+        digest: Digest of its weights and normalised config.
+        revision: Hub revision, if any.
+        peft_type: As in its config, for instance `LORA`.
+        allow_pickle: Whether the sweep file allows `.bin` weights.
+        config: Its `adapter_config.json`, for the tables.
+    """
+
+    name: str
+    path: str
+    digest: str
+    revision: str | None = None
+    peft_type: str = ""
+    allow_pickle: bool = False
+    config: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is evaluated: a base, alone (the baseline) or with one adapter.
+
+    Attributes:
+        id: Unique within a sweep: the base's name, or `base/adapter`.
+        base: The base's name in the sweep.
+        adapter: None for the baseline.
+    """
+
+    id: str
+    base: str
+    adapter: Adapter | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the base alone."""
+        return self.adapter is None
+
+
+# --- request sets -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One model call of lm-eval. A request that lm-eval repeats is several requests here.
+
+    Attributes:
+        index: Position in the request set, from 0, in lm-eval's order.
+        doc_id: The document it belongs to.
+        idx: lm-eval's number of the call within its document (the choice, for instance).
+        repeat: 0 for the first call of an instance, up to `repeats - 1`.
+        request_type: Which method of the model answers it.
+        arguments: Exactly lm-eval's arguments: `(context, continuation)`, `(text,)` or
+            `(context, generation settings)`.
+    """
+
+    index: int
+    doc_id: int
+    idx: int
+    repeat: int
+    request_type: RequestType
+    arguments: tuple[Json, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as lm-eval's task saw it when its prompts were built.
+
+    Attributes:
+        doc_id: lm-eval's number.
+        doc: The document after the task's own processing.
+        target: `doc_to_target(doc)`.
+        doc_hash: lm-eval's hash of the document.
+        target_hash: lm-eval's hash of the target.
+    """
+
+    doc_id: int
+    doc: Json
+    target: Json
+    doc_hash: str
+    target_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """The evaluation settings one task is frozen and scored under, as `simple_evaluate` has them.
+
+    Attributes:
+        num_fewshot: None leaves the task's own number.
+        limit: Documents per task; a float below 1 is a share; None is all.
+        gen_kwargs: Overrides of the generation settings; None leaves the task's own.
+        apply_chat_template: False, True, or a template's name.
+        system_instruction: System text, if any.
+        fewshot_as_multiturn: Whether shots are turns of a conversation.
+        random_seed: Seed of Python's `random` while tasks are built.
+        numpy_seed: Seed of numpy.
+        torch_seed: Seed of torch.
+        fewshot_seed: Seed of the few-shot sampler.
+        bootstrap_iters: Resamples for lm-eval's stderr of metrics without a closed form.
+        confirm_run_unsafe_code: Whether the sweep allows tasks that execute generated code.
+    """
+
+    num_fewshot: int | None = None
+    limit: int | float | None = None
+    gen_kwargs: Mapping[str, Json] | None = None
+    apply_chat_template: bool | str = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = False
+    random_seed: int = 0
+    numpy_seed: int = 1234
+    torch_seed: int = 1234
+    fewshot_seed: int = 1234
+    bootstrap_iters: int = 100_000
+    confirm_run_unsafe_code: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSet:
+    """Every model call lm-eval makes for one task under one evaluation setting, frozen.
+
+    Attributes:
+        digest: See `raypeft.core.identity.request_set_digest`.
+        task: Name of the leaf task.
+        entry: The sweep's task entry that brought it (a task, group or tag name).
+        output_type: lm-eval's output type of the task.
+        version: The task's version.
+        num_fewshot: What lm-eval reports as n-shot.
+        num_docs: Documents in the task before `limit`.
+        settings: What it was frozen under.
+        config: The task's configuration as lm-eval dumps it.
+        requests: All of them, by index.
+        documents: All of them, by doc_id; empty in the copy that travels to a slot.
+        tokenizer_digest: Tokenizer and chat template; empty if no template was applied, since
+            the requests then do not depend on it.
+        lm_eval_version: The version that built it.
+    """
+
+    digest: str
+    task: str
+    entry: str
+    output_type: str
+    version: str
+    num_fewshot: int
+    num_docs: int
+    settings: EvaluationSettings
+    config: Mapping[str, Json]
+    requests: tuple[Request, ...]
+    documents: tuple[Document, ...]
+    tokenizer_digest: str = ""
+    lm_eval_version: str = ""
+
+    def for_slot(self) -> "RequestSet":
+        """Return the copy an engine needs: no documents, no targets."""
+        return replace(self, documents=(), config={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A group of lm-eval, kept so that it can be scored again from its tasks' results.
+
+    Attributes:
+        name: Its name.
+        children: Names of its direct members, tasks or groups.
+        alias: Display name, if any.
+        aggregate_metric_list: lm-eval's aggregation settings, each as a dict; empty: a container.
+        metadata: lm-eval's metadata, version among it.
+    """
+
+    name: str
+    children: tuple[str, ...]
+    alias: str | None = None
+    aggregate_metric_list: tuple[Mapping[str, Json], ...] = ()
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """What freezing one task entry of a sweep gave.
+
+    Attributes:
+        entry: The task entry's name in the sweep.
+        request_sets: One for each leaf task.
+        groups: The groups met on the way, bottom-up or not.
+        failures: By leaf task, or by entry if it could not be loaded at all.
+    """
+
+    entry: str
+    request_sets: tuple[RequestSet, ...] = ()
+    groups: tuple[Group, ...] = ()
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+
+
+# --- answers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A slice of a request set: the `index`-th of `count` parts.
+
+    Which requests it holds is the engine's business (whole batches, so that no answer depends on
+    how many shards there are); the union over `index` is every request exactly once.
+    """
+
+    request_set: RequestSet
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a subject says to one request.
+
+    Attributes:
+        index: The request's index.
+        logprob: For log-likelihoods, in nats; None for generation.
+        is_greedy: For `loglikelihood`: whether greedy decoding gives the continuation.
+        text: For generation.
+    """
+
+    index: int
+    logprob: float | None = None
+    is_greedy: bool | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectAnswers:
+    """One subject's answers to one shard, or why there are none.
+
+    Attributes:
+        subject: The subject's id.
+        answers: One for each request of the shard, sorted by index; empty on failure.
+        failure: Why this subject could not answer. Others of the unit are not touched by it.
+        tokens: Tokens that went through the model.
+        seconds: Time spent on this subject.
+        path: Which way was taken, for instance `plain`.
+    """
+
+    subject: str
+    answers: tuple[Answer, ...] = ()
+    failure: Failure | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    path: str = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What really answered, read back in the slot.
+
+    Attributes:
+        fingerprint: Digest of the fields that change numerics: device names, memory, capability,
+            driver, processor, thread count. Equal fingerprints may be compared.
+        device: For instance `NVIDIA H100 80GB HBM3` or the processor's name.
+        num_devices: Accelerators visible to the slot.
+        memory_gib: Memory of one accelerator, or of the machine on a CPU.
+        threads: Threads torch uses on the CPU.
+        node: The machine's name; not part of the fingerprint.
+        software: Versions of the packages that compute (torch, transformers, peft, vllm, …).
+    """
+
+    fingerprint: str
+    device: str
+    num_devices: int = 0
+    memory_gib: float = 0.0
+    threads: int = 1
+    node: str = ""
+    software: Mapping[str, str] = field(default_factory=dict)

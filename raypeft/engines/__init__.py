@@ -1,0 +1,1 @@
+"""Engines: a loaded base that answers requests for its subjects."""

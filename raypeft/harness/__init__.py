@@ -1,0 +1,1 @@
+"""Harness: the only package that calls lm-eval: freeze and score."""

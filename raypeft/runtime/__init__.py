@@ -1,0 +1,1 @@
+"""Runtime: the driver loop and the pools that carry its commands out."""

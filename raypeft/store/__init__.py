@@ -1,0 +1,1 @@
+"""Store: Arrow tables and the content-addressed Parquet store."""

@@ -1,0 +1,1 @@
+"""Train: fine-tuning recipes that become adapters."""
