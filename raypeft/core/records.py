@@ -390,3 +390,93 @@ class Hardware:
     threads: int = 1
     node: str = ""
     software: Mapping[str, str] = field(default_factory=dict)
+
+
+# --- scores -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricValue:
+    """One aggregated metric of one task or group, as lm-eval computed it.
+
+    Attributes:
+        metric: lm-eval's metric name.
+        filter: lm-eval's filter name, `none` if the task has no filter.
+        value: The aggregate; None where lm-eval's value is no number (then see `value_json`).
+        value_json: lm-eval's value as JSON text, exactly.
+        stderr: lm-eval's standard error; None where it gives `N/A`.
+        n: Documents it was computed from.
+        higher_is_better: Direction; None where lm-eval does not say.
+        aggregation: Name of lm-eval's aggregation (`mean`, `weighted_perplexity`, …).
+    """
+
+    metric: str
+    filter: str
+    value: float | None
+    value_json: str
+    stderr: float | None
+    n: int
+    higher_is_better: bool | None
+    aggregation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One document under one filter, scored.
+
+    Attributes:
+        doc_id: The document.
+        filter: lm-eval's filter name.
+        responses: `resps`: for each call of the document the list of its raw responses.
+        filtered_responses: `filtered_resps`.
+        metrics: Per-document values by metric; a value may be a float, bool, pair, vector or list.
+        doc_hash: lm-eval's hash of the document.
+        prompt_hash: lm-eval's hash of the first call's context.
+        target_hash: lm-eval's hash of the target.
+    """
+
+    doc_id: int
+    filter: str
+    responses: Json
+    filtered_responses: Json
+    metrics: Mapping[str, Json]
+    doc_hash: str
+    prompt_hash: str
+    target_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What scoring one cell gave.
+
+    Attributes:
+        task: The leaf task.
+        metrics: Aggregates.
+        samples: By doc_id, then filter, in lm-eval's order.
+        lm_eval: lm-eval's own results for this task, without samples (JSON value).
+        lm_eval_version: The version that scored it.
+    """
+
+    task: str
+    metrics: tuple[MetricValue, ...]
+    samples: tuple[Sample, ...]
+    lm_eval: Json
+    lm_eval_version: str
+
+
+# --- work -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitAnswers:
+    """What a slot gives back for one unit.
+
+    Attributes:
+        subjects: In the unit's order.
+        hardware: What answered, read back in the slot.
+        seconds: Wall time in the slot, loading aside.
+    """
+
+    subjects: tuple[SubjectAnswers, ...]
+    hardware: Hardware
+    seconds: float
