@@ -75,6 +75,7 @@ class EngineSpec:
         base: Local folder or hub id of the base.
         base_digest: Digest of the base's content (weights, config, tokenizer).
         revision: Hub revision, if any.
+        tokenizer: Folder or hub id of another tokenizer; None is the base's own.
         dtype: `float32`, `bfloat16` or `float16`; never `auto` here.
         device: `cpu` or `cuda`.
         batch_size: Rows per forward pass.
@@ -91,6 +92,7 @@ class EngineSpec:
     base: str
     base_digest: str
     revision: str | None = None
+    tokenizer: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
     batch_size: int = 8
@@ -114,7 +116,8 @@ class EngineSpec:
             "attn_implementation": self.attn_implementation,
             "max_length": self.max_length,
             "add_bos_token": self.add_bos_token,
-            "options": dict(self.options),
+            # A fake engine's script (failures, durations) changes no answer.
+            "options": {key: value for key, value in self.options.items() if key != "script"},
         }
 
 

@@ -1,0 +1,112 @@
+"""Exports: a sweep's scores in the files of other tools."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from raypeft.api.freezing import freeze_sweep
+from raypeft.api.memo import FileDigests
+from raypeft.api.planning import Planned, make_plan
+from raypeft.api.sweeps import resolve
+from raypeft.core.plan import Cell
+from raypeft.core.records import Json, RequestSet, Scored
+from raypeft.core.spec import parse_sweep
+from raypeft.errors import SetupError
+from raypeft.store.files import Folder
+from raypeft.store.store import Store
+
+ExportFormat: TypeAlias = Literal["lm-eval"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """One subject's exported files.
+
+    Attributes:
+        subject: The subject's id.
+        results: The results file.
+        samples: The samples file of each task.
+    """
+
+    subject: str
+    results: Path
+    samples: tuple[Path, ...]
+
+
+def export_output(
+    output: str, out: Path, *, subjects: Sequence[str] = (), to: ExportFormat = "lm-eval"
+) -> list[Export]:
+    """Write a sweep's scores as `lm_eval` would have.
+
+    Args:
+        output: The sweep's output.
+        out: Folder for the files; each subject gets a folder in it.
+        subjects: Which subjects; all that have results if empty.
+        to: The format.
+
+    Raises:
+        SetupError: If the sweep was never run, or nothing can be written.
+    """
+    planned, store = _planned(output)
+    exports: list[Export] = []
+    for subject in subjects or dict.fromkeys(cell.subject for cell in planned.cells):
+        cells = [cell for cell in planned.cells if cell.subject == subject]
+        scored = [(cell, found) for cell in cells if (found := store.get_scored(cell.score_key))]
+        if not scored:
+            continue
+        exports.append(_export_subject(planned, store, subject, scored, out))
+    if not exports:
+        raise SetupError(f"{output} has no results to export", "run the sweep first")
+    return exports
+
+
+def _planned(output: str) -> tuple[Planned, Store]:
+    text = Folder(output).read("sweep.yaml")
+    if text is None:
+        raise SetupError(
+            f"{output} holds no sweep.yaml", "give the `output` folder of a sweep that was run"
+        )
+    sweep = parse_sweep(text.decode(), source=f"{output}/sweep.yaml")
+    store = Store(sweep.store)
+    resolved = resolve(sweep, FileDigests(store))
+    frozen = freeze_sweep(resolved, store, pool=None)
+    planned = make_plan(resolved, frozen, answered=store.answered(), scored=store.scored())
+    return planned, store
+
+
+def _export_subject(
+    planned: Planned,
+    store: Store,
+    subject: str,
+    scored: Sequence[tuple[Cell, Scored]],
+    out: Path,
+) -> Export:
+    from raypeft.harness.export import export_lm_eval  # lm-eval, which nothing else here needs
+
+    base = scored[0][0].base
+    engine = planned.plan.engines[base]
+    adapter = planned.resolved.subjects[subject].adapter
+    arguments: dict[str, Json] = {"pretrained": engine.base, "dtype": engine.dtype}
+    if adapter is not None:
+        arguments["peft"] = adapter.path
+    groups = [group for members in planned.frozen.groups[base].values() for group in members]
+    files = export_lm_eval(
+        out,
+        subject=subject,
+        scored=[(_request_set(store, cell), found) for cell, found in scored],
+        groups=groups,
+        model_source=engine.kind,
+        model_args=arguments,
+    )
+    return Export(subject=subject, results=files.results, samples=tuple(files.samples.values()))
+
+
+def _request_set(store: Store, cell: Cell) -> RequestSet:
+    found = store.get_request_set(cell.request_set)
+    if found is None:
+        raise SetupError(
+            f"request set {cell.request_set} of {cell.task} is gone from {store.place}",
+            "run the sweep again: it is built anew",
+        )
+    return found

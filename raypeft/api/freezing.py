@@ -1,0 +1,298 @@
+"""Freezing a sweep's tasks: which are in the store already, and building those that are not.
+
+One freeze per task entry and setting serves every base, unless a chat template is applied: then
+the prompts depend on the tokenizer, and each tokenizer gets its own.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+from raypeft.api.sweeps import Resolved
+from raypeft.core.cost import asks_for_sampling, estimate_tokens
+from raypeft.core.identity import canonical, freeze_key
+from raypeft.core.records import (
+    EvaluationSettings,
+    Failure,
+    FailureKind,
+    Frozen,
+    Group,
+    RequestSet,
+)
+from raypeft.engines.bases import tokenizer_digest
+from raypeft.errors import Problem, SpecError
+from raypeft.runtime.calls import call_all
+from raypeft.runtime.ports import Pool
+from raypeft.runtime.work import ChatSource, freeze
+from raypeft.store.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenTask:
+    """One leaf task of a sweep, frozen or failed.
+
+    Attributes:
+        entry: The sweep's task entry.
+        name: The leaf task; the entry where its tasks are not known.
+        failure: Why it could not be frozen.
+        digest: Digest of its request set.
+        tokens: Estimated tokens through the model for one subject.
+        samples: Whether any request asks for sampled generation.
+        num_requests: Requests in the set.
+        lm_eval_version: What scores it.
+        bootstrap_iters: As in its settings.
+    """
+
+    entry: str
+    name: str
+    failure: Failure | None = None
+    digest: str = ""
+    tokens: int = 0
+    samples: bool = False
+    num_requests: int = 0
+    lm_eval_version: str = ""
+    bootstrap_iters: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeJob:
+    """One freeze that a sweep needs.
+
+    Attributes:
+        key: What it is stored under.
+        entry: The task entry.
+        settings: What it is frozen under.
+        chat: Whose chat template is applied; None applies none.
+        bases: The bases it serves.
+    """
+
+    key: str
+    entry: str
+    settings: EvaluationSettings
+    chat: ChatSource | None
+    bases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenSweep:
+    """The frozen tasks of a sweep.
+
+    Attributes:
+        by_base: For each base its leaf tasks, in the sweep's order.
+        groups: For each base the groups of each entry.
+        scoring_digest: Digest of own task files, which hold metrics and filters.
+        missing: Entries that are not frozen yet, when nothing was to be built.
+    """
+
+    by_base: Mapping[str, tuple[FrozenTask, ...]]
+    groups: Mapping[str, Mapping[str, tuple[Group, ...]]]
+    scoring_digest: str = ""
+    missing: tuple[FreezeJob, ...] = field(default=())
+
+    def tasks(self, base: str) -> tuple[FrozenTask, ...]:
+        """Return the leaf tasks of one base."""
+        return self.by_base[base]
+
+    def task(self, base: str, name: str) -> FrozenTask:
+        """Return one leaf task of a base."""
+        return next(task for task in self.by_base[base] if task.name == name)
+
+
+def freeze_jobs(resolved: Resolved, store: Store) -> list[FreezeJob]:
+    """Return the freezes a sweep needs, each once.
+
+    Raises:
+        CellError: If a chat template is asked for that a tokenizer does not have.
+    """
+    sweep = resolved.sweep
+    include = _include_digest(sweep.include_path, store)
+    jobs: dict[str, FreezeJob] = {}
+    for task in sweep.tasks:
+        settings = sweep.settings(task)
+        for name in (base.name for base in sweep.bases):
+            chat = _chat(resolved, name, settings)
+            digest = "" if chat is None else tokenizer_digest(chat.path, chat.revision)
+            key = freeze_key(
+                entry=task.name,
+                settings=settings,
+                tokenizer_digest=digest,
+                include_digest=include,
+                lm_eval_version=version("lm_eval"),
+            )
+            bases = (*jobs[key].bases, name) if key in jobs else (name,)
+            jobs[key] = FreezeJob(
+                key=key, entry=task.name, settings=settings, chat=chat, bases=bases
+            )
+    return list(jobs.values())
+
+
+def freeze_sweep(
+    resolved: Resolved,
+    store: Store,
+    *,
+    pool: Pool | None,
+    say: Callable[[str], None] = lambda text: None,
+) -> FrozenSweep:
+    """Return a sweep's frozen tasks, building those that the store does not have.
+
+    What is built is stored as soon as it is there; freezes with failures are built again in the
+    next run, since a dataset may have been out of reach.
+
+    Args:
+        resolved: The sweep and what it names.
+        store: Where request sets lie.
+        pool: Where lm-eval builds what is missing; None builds nothing.
+        say: Told what is going on.
+
+    Raises:
+        SpecError: If tasks were built and not one could be.
+    """
+    jobs = freeze_jobs(resolved, store)
+    found: dict[str, Frozen] = {}
+    for job in jobs:
+        if (frozen := store.get_frozen(job.key)) is not None:
+            found[job.key] = frozen
+    missing = [job for job in jobs if job.key not in found]
+    if missing and pool is not None:
+        say(f"building the requests of {', '.join(sorted({job.entry for job in missing}))}")
+        found.update(_build(missing, resolved, store, pool))
+        missing = []
+        _refuse_if_nothing(jobs, found)
+    return _frozen_sweep(resolved, jobs, found, missing, store)
+
+
+def _build(
+    missing: Iterable[FreezeJob], resolved: Resolved, store: Store, pool: Pool
+) -> dict[str, Frozen]:
+    jobs = {job.key: job for job in missing}
+    include = tuple(resolved.sweep.include_path)
+    built: dict[str, Frozen] = {}
+
+    def keep(key: str, result: object) -> None:
+        job = jobs[key]
+        if isinstance(result, Failure):
+            frozen = Frozen(entry=job.entry, failures={job.entry: result})
+        else:
+            frozen = cast(Frozen, result)
+        built[key] = frozen
+        if not frozen.failures:
+            store.put_frozen(key, frozen)
+        else:
+            for request_set in frozen.request_sets:
+                store.put_request_set(request_set)
+
+    calls = {
+        key: (freeze, (job.entry, job.settings, include, job.chat)) for key, job in jobs.items()
+    }
+    call_all(pool, calls, on_result=keep)
+    return built
+
+
+def _refuse_if_nothing(jobs: Iterable[FreezeJob], found: Mapping[str, Frozen]) -> None:
+    if any(frozen.request_sets for frozen in found.values()):
+        return
+    problems = {
+        Problem(f"tasks: {job.entry}", failure.message)
+        for job in jobs
+        for failure in found[job.key].failures.values()
+    }
+    raise SpecError(tuple(sorted(problems, key=str)))
+
+
+def _frozen_sweep(
+    resolved: Resolved,
+    jobs: Iterable[FreezeJob],
+    found: Mapping[str, Frozen],
+    missing: Iterable[FreezeJob],
+    store: Store,
+) -> FrozenSweep:
+    by_base: dict[str, list[FrozenTask]] = {base.name: [] for base in resolved.sweep.bases}
+    groups: dict[str, dict[str, tuple[Group, ...]]] = {name: {} for name in by_base}
+    for job in jobs:
+        frozen = found.get(job.key)
+        if frozen is None:
+            continue
+        tasks = _tasks(job, frozen)
+        for base in job.bases:
+            by_base[base] += _without_duplicates(by_base[base], tasks)
+            groups[base][job.entry] = frozen.groups
+    return FrozenSweep(
+        by_base={base: tuple(tasks) for base, tasks in by_base.items()},
+        groups=groups,
+        scoring_digest=_include_digest(resolved.sweep.include_path, store),
+        missing=tuple(missing),
+    )
+
+
+def _tasks(job: FreezeJob, frozen: Frozen) -> list[FrozenTask]:
+    tasks = [_task(job, request_set) for request_set in frozen.request_sets]
+    tasks += [
+        FrozenTask(entry=job.entry, name=name, failure=failure)
+        for name, failure in frozen.failures.items()
+    ]
+    return tasks
+
+
+def _task(job: FreezeJob, request_set: RequestSet) -> FrozenTask:
+    return FrozenTask(
+        entry=job.entry,
+        name=request_set.task,
+        digest=request_set.digest,
+        tokens=estimate_tokens(request_set),
+        samples=any(asks_for_sampling(request) for request in request_set.requests),
+        num_requests=len(request_set.requests),
+        lm_eval_version=version("lm_eval"),
+        bootstrap_iters=job.settings.bootstrap_iters,
+    )
+
+
+def _without_duplicates(have: Iterable[FrozenTask], new: Iterable[FrozenTask]) -> list[FrozenTask]:
+    """Return the new tasks; one that two entries bring must be the same in both."""
+    by_name = {task.name: task for task in have}
+    kept = []
+    for task in new:
+        other = by_name.get(task.name)
+        if other is None:
+            kept.append(task)
+        elif other.digest != task.digest:
+            message = (
+                f"entries {other.entry!r} and {task.entry!r} both bring task {task.name!r}, under "
+                "different settings; give them the same settings, or take one out"
+            )
+            failure = Failure(FailureKind.SPEC, message)
+            kept.append(FrozenTask(entry=task.entry, name=task.entry, failure=failure))
+    return kept
+
+
+def _chat(resolved: Resolved, base: str, settings: EvaluationSettings) -> ChatSource | None:
+    if not settings.apply_chat_template:
+        return None
+    entry = resolved.base(base)
+    return ChatSource(
+        path=entry.tokenizer or entry.path,
+        revision=None if entry.tokenizer else entry.revision,
+        trust_remote_code=entry.trust_remote_code,
+        template=settings.apply_chat_template,
+    )
+
+
+def _include_digest(include_path: Iterable[str], store: Store) -> str:
+    """Return the digest of own task files, remembered for nodes that do not have them."""
+    folders = list(include_path)
+    if not folders:
+        return ""
+    name = canonical(folders)
+    if all(Path(folder).is_dir() for folder in folders):
+        from raypeft.harness.include import include_digest  # lm-eval; only own tasks need it
+
+        digest: str = include_digest(folders)
+        store.put_memo("include", name, digest)
+        return digest
+    remembered = store.get_memo("include", name)
+    if remembered is None:
+        absent = [folder for folder in folders if not Path(folder).is_dir()]
+        remedy = "create it, correct the path, or run `raypeft freeze` where it exists"
+        raise SpecError(tuple(Problem("include_path", f"no folder {f!r}", remedy) for f in absent))
+    return str(remembered)

@@ -1,0 +1,345 @@
+"""A sweep's tables, made from the store: results, samples, gains, cells.
+
+They can be made again at any time without a model. Whether they must be is told by a digest of
+what they are made from, kept in the cells table.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raypeft.api.planning import Planned
+from raypeft.core.comparable import ScoredCell
+from raypeft.core.gains import Gain, GainSettings, compute_gains
+from raypeft.core.identity import canonical, digest
+from raypeft.core.plan import Cell
+from raypeft.core.records import (
+    EngineSpec,
+    Failure,
+    Group,
+    Hardware,
+    MetricValue,
+    Scored,
+)
+from raypeft.core.spec import dump_sweep
+from raypeft.store.output import open_table_writer, read_header, write_table
+from raypeft.store.rows import ShardFacts, gains_table, samples_table
+from raypeft.store.store import Store
+from raypeft.store.tables import build
+
+OUTPUTS_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellRun:
+    """What this run did for one cell.
+
+    Attributes:
+        attempts: Tries its units had in this run; 0 if everything was in the store.
+        slot: The slot that answered last.
+        failure: Why it has no results.
+    """
+
+    attempts: int = 0
+    slot: str | None = None
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class _Tables:
+    """Rows collected while the cells are read one after another."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    gains: list[Gain] = field(default_factory=list)
+
+
+def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -> bool:
+    """Make a sweep's tables, unless they are there already.
+
+    Args:
+        planned: The sweep; its plan as it was before the run.
+        store: Where answers and scores lie.
+        runs: What this run did, by cell key; cells that are absent were done before.
+
+    Returns:
+        Whether anything was written.
+    """
+    output = planned.resolved.sweep.output
+    inputs = _inputs_digest(planned, runs)
+    if read_header(output, "cells") == {"inputs": inputs}:
+        return False
+    tables = _Tables()
+    with open_table_writer(output, "samples") as samples:
+        for base in planned.resolved.sweep.bases:
+            scored: list[ScoredCell] = []
+            for cell in (cell for cell in planned.cells if cell.base == base.name):
+                found = _read_cell(cell, store, runs.get(cell.key, CellRun()), planned, tables)
+                if found is not None:
+                    samples.write(samples_table(cell.subject, found.scored))
+                    scored.append(_slim(found))
+            groups = _groups(planned, base.name)
+            tables.results += _group_rows(scored, groups, planned)
+            tables.gains += _gains(scored, groups, planned)
+    tables.cells += [_lost_row(planned, lost) for lost in planned.lost]
+    write_table(output, "results", build("results", tables.results))
+    write_table(output, "gains", gains_table(tables.gains))
+    # Last: its header says that the other tables are whole.
+    write_table(output, "cells", build("cells", tables.cells, header={"inputs": inputs}))
+    return True
+
+
+def _inputs_digest(planned: Planned, runs: Mapping[str, CellRun]) -> str:
+    failures = {
+        key: [str(run.failure.kind), run.failure.message]
+        for key, run in runs.items()
+        if run.failure is not None
+    }
+    value = {
+        "sweep": dump_sweep(planned.resolved.sweep),
+        "cells": [[cell.subject, cell.entry, cell.score_key] for cell in planned.cells],
+        "failures": failures,
+        "lost": [[lost.subject, lost.task, lost.failure.message] for lost in planned.lost],
+        "groups": {
+            base: sorted({group.name for found in entries.values() for group in found})
+            for base, entries in planned.frozen.groups.items()
+        },
+    }
+    return digest("outputs", OUTPUTS_VERSION, value)
+
+
+def _read_cell(
+    cell: Cell, store: Store, run: CellRun, planned: Planned, tables: _Tables
+) -> ScoredCell | None:
+    """Read one cell, add its rows, and return it if it has results."""
+    scored = None if run.failure else store.get_scored(cell.score_key)
+    if scored is None:
+        failure = run.failure
+        tables.cells.append(
+            _cell_row(cell, planned, run)
+            | {
+                "state": "failed" if failure else "open",
+                "reason": None if failure is None else str(failure.kind),
+                "message": None if failure is None else failure.message,
+            }
+        )
+        return None
+    shards = store.shard_facts(cell.key, cell.shards)
+    facts = _run_columns(shards)
+    tables.cells.append(
+        _cell_row(cell, planned, run) | {"state": "done", "path": _paths(shards)} | facts
+    )
+    engine = planned.plan.engines[cell.base]
+    found = ScoredCell(
+        subject=cell.subject,
+        base=cell.base,
+        base_digest=engine.base_digest,
+        adapter=_adapter_name(planned, cell.subject),
+        task=cell.task,
+        request_set=cell.request_set,
+        numerics=engine.numerics(),
+        hardware=tuple(shard.hardware for shard in shards),
+        scored=scored,
+        sampling_seed=_sampling_seed(planned, cell),
+    )
+    for metric in scored.metrics:
+        tables.results.append(_result_row(cell, planned, metric, scored) | facts)
+    return found
+
+
+def _slim(cell: ScoredCell) -> ScoredCell:
+    """Return the cell without the responses: gains need none, and they are what is large."""
+    samples = tuple(
+        replace(sample, responses=None, filtered_responses=None) for sample in cell.scored.samples
+    )
+    return replace(cell, scored=replace(cell.scored, samples=samples))
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def _adapter_name(planned: Planned, subject: str) -> str | None:
+    adapter = planned.resolved.subjects[subject].adapter
+    return None if adapter is None else adapter.name
+
+
+def _sampling_seed(planned: Planned, cell: Cell) -> int | None:
+    task = planned.frozen.task(cell.base, cell.task)
+    return planned.plan.engines[cell.base].seed if task.samples else None
+
+
+def _cell_row(cell: Cell, planned: Planned, run: CellRun) -> dict[str, Any]:
+    return {
+        "subject": cell.subject,
+        "base": cell.base,
+        "adapter": _adapter_name(planned, cell.subject),
+        "entry": cell.entry,
+        "task": cell.task,
+        "cell": cell.key,
+        "request_set": cell.request_set,
+        "reason": None,
+        "message": None,
+        "attempts": run.attempts,
+        "slot": run.slot,
+        "path": None,
+        **_run_columns(()),
+    }
+
+
+def _lost_row(planned: Planned, lost: Any) -> dict[str, Any]:
+    subject = planned.resolved.subjects[lost.subject]
+    return {
+        "subject": lost.subject,
+        "base": subject.base,
+        "adapter": _adapter_name(planned, lost.subject),
+        "entry": lost.entry,
+        "task": lost.task,
+        "cell": None,
+        "request_set": None,
+        "state": "failed",
+        "reason": str(lost.failure.kind),
+        "message": lost.failure.message,
+        "attempts": 0,
+        "slot": None,
+        "path": None,
+        **_run_columns(()),
+    }
+
+
+def _identity_columns(planned: Planned, subject: str, base: str) -> dict[str, Any]:
+    engine: EngineSpec = planned.plan.engines[base]
+    adapter = planned.resolved.subjects[subject].adapter
+    return {
+        "subject": subject,
+        "base": base,
+        "adapter": None if adapter is None else adapter.name,
+        "base_digest": engine.base_digest,
+        "adapter_digest": None if adapter is None else adapter.digest,
+        "engine": engine.kind,
+        "dtype": engine.dtype,
+        "softmax_dtype": engine.softmax_dtype,
+        "attn_implementation": engine.attn_implementation,
+        "numerics": canonical(engine.numerics()),
+    }
+
+
+def _metric_columns(metric: MetricValue) -> dict[str, Any]:
+    return {
+        "metric": metric.metric,
+        "filter": metric.filter,
+        "value": metric.value,
+        "value_json": metric.value_json,
+        "stderr": metric.stderr,
+        "n": metric.n,
+        "higher_is_better": metric.higher_is_better,
+        "aggregation": metric.aggregation,
+    }
+
+
+def _result_row(
+    cell: Cell, planned: Planned, metric: MetricValue, scored: Scored
+) -> dict[str, Any]:
+    return {
+        **_identity_columns(planned, cell.subject, cell.base),
+        **_metric_columns(metric),
+        "entry": cell.entry,
+        "task": cell.task,
+        "is_group": False,
+        "task_version": str(scored.lm_eval["versions"].get(cell.task)),
+        "num_fewshot": scored.lm_eval["n-shot"].get(cell.task),
+        "cell": cell.key,
+        "score": cell.score_key,
+        "request_set": cell.request_set,
+        "sampling_seed": _sampling_seed(planned, cell),
+        "lm_eval_version": scored.lm_eval_version,
+    }
+
+
+def _run_columns(shards: Sequence[ShardFacts]) -> dict[str, Any]:
+    """Return the columns that describe how and where; several machines are joined by `and`."""
+    if not shards:
+        names = ("software", "hardware_fingerprint", "device", "num_devices", "memory_gib")
+        return dict.fromkeys((*names, "threads", "node", "seconds", "tokens"))
+    machines: list[Hardware] = [shard.hardware for shard in shards]
+    first = machines[0]
+    return {
+        "software": _joined(canonical(dict(machine.software)) for machine in machines),
+        "hardware_fingerprint": _joined(machine.fingerprint for machine in machines),
+        "device": _joined(machine.device for machine in machines),
+        "num_devices": first.num_devices,
+        "memory_gib": first.memory_gib,
+        "threads": first.threads,
+        "node": _joined(machine.node for machine in machines),
+        "seconds": sum(shard.seconds for shard in shards),
+        "tokens": sum(shard.tokens for shard in shards),
+    }
+
+
+def _paths(shards: Sequence[ShardFacts]) -> str:
+    return _joined(shard.path for shard in shards)
+
+
+def _joined(values: Iterable[str]) -> str:
+    return " and ".join(sorted(set(values)))
+
+
+# --- groups and gains -------------------------------------------------------------------------
+
+
+def _groups(planned: Planned, base: str) -> dict[str, tuple[Group, ...]]:
+    return dict(planned.frozen.groups[base])
+
+
+def _group_rows(
+    cells: Sequence[ScoredCell], groups: Mapping[str, Sequence[Group]], planned: Planned
+) -> Iterator[dict[str, Any]]:
+    from raypeft.harness.groups import group_metrics  # lm-eval, which reading tables never needs
+
+    by_subject: dict[str, list[ScoredCell]] = {}
+    for cell in cells:
+        by_subject.setdefault(cell.subject, []).append(cell)
+    for own in by_subject.values():
+        for entry, members in groups.items():
+            found = group_metrics(members, [cell.scored for cell in own])
+            for name, metrics in found.items():
+                for metric in metrics:
+                    yield _group_row(planned, own[0], entry, name, metric)
+
+
+def _group_row(
+    planned: Planned, member: ScoredCell, entry: str, name: str, metric: MetricValue
+) -> dict[str, Any]:
+    return {
+        **_identity_columns(planned, member.subject, member.base),
+        **_metric_columns(metric),
+        "entry": entry,
+        "task": name,
+        "is_group": True,
+        "task_version": None,
+        "num_fewshot": None,
+        "cell": None,
+        "score": None,
+        "request_set": None,
+        "sampling_seed": None,
+        "lm_eval_version": member.scored.lm_eval_version,
+        **_run_columns(()),
+    }
+
+
+def _gains(
+    cells: Sequence[ScoredCell], groups: Mapping[str, Sequence[Group]], planned: Planned
+) -> list[Gain]:
+    from raypeft.harness.metrics import resampling_aggregates
+
+    sweep = planned.resolved.sweep
+    settings = GainSettings(
+        seed=sweep.evaluation.seeds[1],
+        allow_mixed_hardware=sweep.hardware.allow_mixed,
+        aggregates=resampling_aggregates(),
+    )
+    return compute_gains(
+        [cell for cell in cells if cell.adapter is None],
+        [cell for cell in cells if cell.adapter is not None],
+        [group for members in groups.values() for group in members],
+        settings,
+    )

@@ -1,0 +1,79 @@
+"""Where work runs: on Ray, or in this process; opened only if there is work.
+
+Starting Ray takes seconds and a model's packages more, so a sweep that is finished must open
+nothing.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+from raypeft.core.spec import HardwareSection, Sweep
+from raypeft.runtime.local import LocalPool
+from raypeft.runtime.options import HardwareProfile
+from raypeft.runtime.ports import Pool
+
+PoolKind: TypeAlias = Literal["ray", "local"]
+
+
+@contextmanager
+def open_pool(
+    sweep: Sweep, *, kind: PoolKind = "ray", address: str | None = None
+) -> Iterator[tuple[Pool, str]]:
+    """Give a pool for a sweep, and the device its slots compute on.
+
+    Args:
+        sweep: Its hardware and number of slots.
+        kind: On Ray, or in this process.
+        address: The cluster; None takes RAY_ADDRESS, and starts a Ray here if there is none.
+
+    Raises:
+        SetupError: If the cluster cannot be reached or does not have the hardware.
+    """
+    if kind == "local":
+        profile = hardware_profile(sweep.hardware, has_gpus=_has_nvidia_gpu())
+        local = LocalPool(num_slots=sweep.schedule.slots)
+        try:
+            yield local, _device(profile)
+        finally:
+            local.close()
+        return
+    from raypeft.runtime.pool import RayPool, cluster_has_gpus, connect
+
+    with connect(address) as connection:
+        profile = hardware_profile(sweep.hardware, has_gpus=cluster_has_gpus())
+        pool = RayPool(connection, profile=profile, num_slots=sweep.schedule.slots)
+        try:
+            yield pool, _device(profile)
+        finally:
+            pool.close()
+
+
+def hardware_profile(hardware: HardwareSection, *, has_gpus: bool) -> HardwareProfile:
+    """Return what one slot runs on.
+
+    Args:
+        hardware: As the sweep file has it.
+        has_gpus: Whether there are GPUs; decides where the sweep file leaves it open.
+    """
+    gpus = hardware.gpus
+    if gpus is None:
+        gpus = hardware.tensor_parallel if has_gpus else 0
+    memory = hardware.memory_bytes
+    return HardwareProfile(
+        gpus=gpus,
+        cpus=hardware.cpus,
+        accelerator=hardware.accelerator,
+        memory_gib=None if memory is None else memory / 2**30,
+        tensor_parallel=hardware.tensor_parallel,
+    )
+
+
+def _device(profile: HardwareProfile) -> str:
+    return "cuda" if profile.gpus > 0 else "cpu"
+
+
+def _has_nvidia_gpu() -> bool:
+    # Asking torch would initialise CUDA in this process.
+    return shutil.which("nvidia-smi") is not None

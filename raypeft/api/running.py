@@ -1,0 +1,255 @@
+"""Running a sweep: preflight, freeze, answer, score, and the tables at the end.
+
+The store is the truth: a run asks it what is done, does the rest, and makes the output's tables
+again from it. So a second run of a finished sweep starts nothing, and a run that was killed goes
+on where it stopped.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from raypeft.api.freezing import FrozenSweep, freeze_sweep
+from raypeft.api.memo import FileDigests
+from raypeft.api.outputs import CellRun, write_outputs
+from raypeft.api.planning import Planned, make_plan
+from raypeft.api.pools import PoolKind, open_pool
+from raypeft.api.sink import StoreSink
+from raypeft.api.sweeps import Resolved, resolve
+from raypeft.core.records import Failure
+from raypeft.core.retry import Policy
+from raypeft.core.spec import Sweep, dump_sweep
+from raypeft.runtime.driver import drive
+from raypeft.runtime.meter import Progress
+from raypeft.runtime.ports import Pool
+from raypeft.store.files import Folder
+from raypeft.store.journal import Journal
+from raypeft.store.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """How a run ended.
+
+    Attributes:
+        output: The sweep's output folder.
+        num_cells: All cells of the sweep.
+        num_done: Cells with results.
+        num_reused: Of these, what was in the store before.
+        failed: Why the others have none, by (subject, task).
+        seconds: Wall time.
+    """
+
+    output: str
+    num_cells: int
+    num_done: int
+    num_reused: int
+    failed: Mapping[tuple[str, str], Failure] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Who is told what goes on; both do nothing by default.
+
+    Attributes:
+        say: Told in words, now and then.
+        progress: Told how far the run is, after every round of the loop.
+    """
+
+    say: Callable[[str], None] = lambda text: None
+    progress: Callable[[Progress], None] = lambda measured: None
+
+
+class PoolOnDemand:
+    """Opens the pool when it is first asked for, in the surrounding stack."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        sweep: Sweep,
+        kind: PoolKind,
+        address: str | None,
+        listener: Listener,
+    ) -> None:
+        self._stack = stack
+        self._context = open_pool(sweep, kind=kind, address=address)
+        self._kind = kind
+        self._listener = listener
+        self._pool: Pool | None = None
+        self.device = "cpu"
+
+    def pool(self) -> Pool:
+        """Return the pool, opened."""
+        if self._pool is None:
+            if self._kind == "ray":
+                self._listener.say("connecting to Ray")
+            self._pool, self.device = self._stack.enter_context(self._context)
+        return self._pool
+
+
+def run_sweep(
+    sweep: Sweep,
+    *,
+    pool: PoolKind = "ray",
+    address: str | None = None,
+    listener: Listener | None = None,
+) -> RunReport:
+    """Run a sweep to its end.
+
+    Args:
+        sweep: The sweep, adapters expanded.
+        pool: On Ray, or in this process.
+        address: The Ray cluster; None takes RAY_ADDRESS, and starts a Ray here if there is none.
+        listener: Who is told what goes on.
+
+    Raises:
+        SpecError: If nothing of the sweep could run.
+        SetupError: If output, store or cluster cannot be used.
+        Interrupted: After Ctrl-C or SIGTERM; what was finished is stored.
+    """
+    listener = listener or Listener()
+    started = time.monotonic()
+    store = Store(sweep.store)
+    store.check_writable()
+    Folder(sweep.output).check_writable()
+    resolved = resolve(sweep, FileDigests(store))
+    for subject, failure in resolved.failures.items():
+        listener.say(f"{subject} cannot be evaluated: {failure.kind}: {failure.message}")
+    with ExitStack() as stack:
+        source = PoolOnDemand(stack, sweep, pool, address, listener)
+        planned = plan_with_pool(resolved, store, source, listener)
+        Folder(sweep.output).write("sweep.yaml", dump_sweep(sweep).encode())
+        runs = _answer_and_score(planned, store, source, listener)
+    write_outputs(planned, store, runs)
+    return _report(planned, runs, time.monotonic() - started)
+
+
+def plan_only(
+    sweep: Sweep,
+    *,
+    freeze: bool = True,
+    pool: PoolKind = "local",
+    address: str | None = None,
+    listener: Listener | None = None,
+) -> Planned:
+    """Return what a run of the sweep would do.
+
+    Args:
+        sweep: The sweep, adapters expanded.
+        freeze: Whether lm-eval builds request sets that the store does not have; without them
+            their tasks are not known, and the plan says which entries are missing.
+        pool: Where they are built; in this process by default.
+        address: The Ray cluster, for `ray`.
+        listener: Who is told what goes on.
+
+    Raises:
+        SpecError: If nothing of the sweep could run.
+    """
+    listener = listener or Listener()
+    store = Store(sweep.store)
+    resolved = resolve(sweep, FileDigests(store))
+    with ExitStack() as stack:
+        source = PoolOnDemand(stack, sweep, pool, address, listener)
+        if freeze:
+            return plan_with_pool(resolved, store, source, listener)
+        frozen = freeze_sweep(resolved, store, pool=None)
+        return make_plan(resolved, frozen, answered=store.answered(), scored=store.scored())
+
+
+def freeze_only(
+    sweep: Sweep,
+    *,
+    pool: PoolKind = "local",
+    address: str | None = None,
+    listener: Listener | None = None,
+) -> FrozenSweep:
+    """Build and store a sweep's request sets, for nodes without datasets or network.
+
+    Args:
+        sweep: The sweep; its adapters are not looked at.
+        pool: Where lm-eval builds them; in this process by default.
+        address: The Ray cluster, for `ray`.
+        listener: Who is told what goes on.
+
+    Raises:
+        SpecError: If not one task could be built.
+    """
+    listener = listener or Listener()
+    store = Store(sweep.store)
+    store.check_writable()
+    resolved = resolve(sweep, FileDigests(store))
+    with ExitStack() as stack:
+        source = PoolOnDemand(stack, sweep, pool, address, listener)
+        frozen = freeze_sweep(resolved, store, pool=None)
+        if frozen.missing:
+            frozen = freeze_sweep(resolved, store, pool=source.pool(), say=listener.say)
+    return frozen
+
+
+def plan_with_pool(
+    resolved: Resolved, store: Store, source: PoolOnDemand, listener: Listener
+) -> Planned:
+    """Freeze what is missing and return the plan; the pool is opened only if it is needed."""
+    frozen = freeze_sweep(resolved, store, pool=None)
+    if frozen.missing:
+        frozen = freeze_sweep(resolved, store, pool=source.pool(), say=listener.say)
+    for failure in {task.failure for tasks in frozen.by_base.values() for task in tasks}:
+        if failure is not None:
+            listener.say(f"a task cannot be evaluated: {failure.kind}: {failure.message}")
+    return make_plan(
+        resolved, frozen, answered=store.answered(), scored=store.scored(), device=source.device
+    )
+
+
+def _answer_and_score(
+    planned: Planned, store: Store, source: PoolOnDemand, listener: Listener
+) -> dict[str, CellRun]:
+    if planned.is_finished:
+        return {}
+    pool = source.pool()
+    sweep, plan = planned.resolved.sweep, planned.plan
+    # The device is known only now that the pool is there; it is no part of any identity.
+    engines = {name: planned.resolved.engine(name, source.device) for name in plan.engines}
+    plan = replace(plan, engines=engines)
+    policy = Policy(
+        slots=sweep.schedule.slots,
+        attempts=sweep.schedule.attempts,
+        unit_timeout_seconds=sweep.schedule.unit_timeout_seconds,
+    )
+    with Journal(sweep.output) as journal:
+        sink = StoreSink(store, journal, planned)
+        sink.begin()
+        outcome = drive(
+            plan,
+            pool=pool,
+            sink=sink,
+            policy=policy,
+            clock=time.monotonic,
+            request_sets=sink.request_set,
+            include_path=tuple(sweep.include_path),
+            on_progress=listener.progress,
+        )
+        sink.note({"event": "run_ends"})
+    failed = {key: CellRun(failure=failure) for key, failure in outcome.failed.items()}
+    return failed | sink.runs()
+
+
+def _report(planned: Planned, runs: Mapping[str, CellRun], seconds: float) -> RunReport:
+    failures = {key: run.failure for key, run in runs.items() if run.failure is not None}
+    failed = {
+        (cell.subject, cell.task): failures[cell.key]
+        for cell in planned.cells
+        if cell.key in failures
+    }
+    failed |= {(lost.subject, lost.task): lost.failure for lost in planned.lost}
+    done = set(planned.plan.done)
+    return RunReport(
+        output=planned.resolved.sweep.output,
+        num_cells=len(planned.cells) + len(planned.lost),
+        num_done=sum(1 for cell in planned.cells if cell.key not in failures),
+        num_reused=sum(1 for cell in planned.cells if cell.key in done),
+        failed=failed,
+        seconds=seconds,
+    )

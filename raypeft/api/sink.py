@@ -1,0 +1,108 @@
+"""Where the driver's answers and results go: the store, and the journal beside it."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from raypeft.api.outputs import CellRun
+from raypeft.api.planning import Planned
+from raypeft.core.plan import Cell, Unit
+from raypeft.core.records import Answer, Failure, Json, RequestSet, Scored, UnitAnswers
+from raypeft.errors import StoreError
+from raypeft.store.journal import Journal
+from raypeft.store.store import Store
+
+
+class StoreSink:
+    """A `Sink` that writes to a store and a journal.
+
+    Args:
+        store: Where answers and scores go.
+        journal: Where it is noted what happened.
+        planned: The sweep.
+    """
+
+    def __init__(self, store: Store, journal: Journal, planned: Planned) -> None:
+        self._store = store
+        self._journal = journal
+        self._planned = planned
+        self._attempts: dict[str, int] = {}
+        self._slots: dict[str, str] = {}
+        self._slot_of_unit: dict[str, str] = {}
+        self._failures: dict[str, Failure] = {}
+
+    def begin(self) -> None:
+        """Note what this run sets out to do; `raypeft status` reads it."""
+        plan = self._planned.plan
+        done = set(plan.done)
+        cells = [
+            [cell.key, cell.subject, cell.task, cell.key in done] for cell in self._planned.cells
+        ]
+        lost = [
+            [lost.subject, lost.task, str(lost.failure.kind), lost.failure.message]
+            for lost in self._planned.lost
+        ]
+        self.note({"event": "run_begins", "cells": cells, "lost": lost})
+
+    def answers(self, unit: Unit, attempt: int, answers: UnitAnswers) -> None:
+        """Store answers; `unit.cells` and `unit.subjects` are those of this attempt."""
+        for key, subject in zip(unit.cells, answers.subjects, strict=True):
+            self._store.put_answers(
+                key,
+                unit.shard_index,
+                unit.shard_count,
+                subject,
+                answers.hardware,
+                answers.seconds,
+            )
+            self._attempts[key] = self._attempts.get(key, 0) + attempt
+            self._slots[key] = self._slot_of_unit.get(unit.id, "")
+
+    def load_answers(self, cell: Cell) -> Sequence[Answer]:
+        """Return a cell's answers of all shards, by index."""
+        num_requests = len(self.request_set(cell.request_set).requests)
+        answers, _ = self._store.get_answers(cell.key, cell.shards, num_requests=num_requests)
+        return answers
+
+    def scored(self, cell: Cell, scored: Scored) -> None:
+        """Store a cell's results."""
+        self._store.put_scored(cell.score_key, scored)
+
+    def gave_up(self, cell: str, failure: Failure, attempts: int) -> None:
+        """Keep why a cell has no results; the journal has it too, the next run tries again."""
+        self._attempts[cell] = attempts
+        self._failures[cell] = failure
+
+    def note(self, line: dict[str, Json]) -> None:
+        """Append a line to the journal."""
+        fields = dict(line)
+        kind = str(fields.pop("event"))
+        if kind == "run_unit":
+            self._slot_of_unit[str(fields["unit_id"])] = str(fields["slot"])
+        self._journal.append(kind, fields, at_seconds=time.time())
+
+    def request_set(self, digest: str) -> RequestSet:
+        """Return a request set, documents and all.
+
+        Raises:
+            StoreError: If it is not there any more.
+        """
+        found = self._store.get_request_set(digest)
+        if found is None:
+            raise StoreError(
+                f"{self._store.place}/requests/{digest}.parquet",
+                "is missing or damaged",
+                "start the sweep again: it is built anew",
+            )
+        return found
+
+    def runs(self) -> dict[str, CellRun]:
+        """Return what was done in this run, by cell key."""
+        touched: Mapping[str, None] = dict.fromkeys((*self._attempts, *self._failures))
+        return {
+            key: CellRun(
+                attempts=self._attempts.get(key, 0),
+                slot=self._slots.get(key) or None,
+                failure=self._failures.get(key),
+            )
+            for key in touched
+        }

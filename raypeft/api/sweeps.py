@@ -1,0 +1,148 @@
+"""From a sweep file to what it names: bases, subjects, and what is wrong with them.
+
+Everything that can be found out without loading a model is found out here, before anything
+expensive starts. What is wrong with one base or adapter is that subject's failure; the others
+go on.
+"""
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raypeft.core.records import Adapter, EngineSpec, Failure, FailureKind, Subject
+from raypeft.core.spec import Base, Sweep, expand, parse_sweep
+from raypeft.engines.adapters import read_adapter
+from raypeft.engines.bases import BaseFacts, FileKey, read_base
+from raypeft.errors import CellError, Problem, SpecError
+from raypeft.runtime.files import LocalFolders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A sweep and what it names.
+
+    Attributes:
+        sweep: The sweep, adapters expanded.
+        bases: What each readable base is, by name.
+        subjects: Every subject of the sweep by id, readable or not.
+        failures: Why a subject cannot be evaluated, by subject id.
+    """
+
+    sweep: Sweep
+    bases: Mapping[str, BaseFacts]
+    subjects: Mapping[str, Subject]
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+
+    def base(self, name: str) -> Base:
+        """Return the sweep's entry of a base."""
+        return next(base for base in self.sweep.bases if base.name == name)
+
+    def engine(self, name: str, device: str = "cpu") -> EngineSpec:
+        """Return what a slot of one base is started with."""
+        sweep, base, facts = self.sweep, self.base(name), self.bases[name]
+        kind = "hf" if sweep.engine.kind == "auto" else sweep.engine.kind
+        softmax = None if sweep.engine.softmax_dtype == "model" else sweep.engine.softmax_dtype
+        return EngineSpec(
+            kind=kind,
+            base=base.path,
+            base_digest=facts.digest,
+            revision=base.revision,
+            tokenizer=base.tokenizer,
+            dtype=facts.dtype,
+            device=device,
+            batch_size=sweep.engine.batch_size,
+            softmax_dtype=softmax,
+            attn_implementation=base.attn_implementation,
+            max_length=base.max_length,
+            add_bos_token=base.add_bos_token,
+            trust_remote_code=base.trust_remote_code,
+            seed=sweep.evaluation.seeds[2],
+            options=sweep.engine.options,
+        )
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read a sweep file and expand its adapters.
+
+    Args:
+        path: The YAML file. Relative paths in it are relative to the working directory.
+
+    Raises:
+        SpecError: Every problem of the file at once.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = "name a readable YAML file"
+        raise SpecError((Problem(str(path), f"cannot be read: {error}", remedy),)) from error
+    sweep = parse_sweep(text, source=str(path), name=file.stem)
+    return expand(sweep, LocalFolders())
+
+
+def resolve(sweep: Sweep, memo: MutableMapping[FileKey, str] | None = None) -> Resolved:
+    """Read what a sweep names, without loading a model.
+
+    Args:
+        sweep: The sweep, expanded.
+        memo: Digests of files by what identifies their content on this disk; filled in.
+
+    Raises:
+        SpecError: If no base can be read, so that nothing could run.
+    """
+    bases: dict[str, BaseFacts] = {}
+    subjects: dict[str, Subject] = {}
+    failures: dict[str, Failure] = {}
+    for base in sweep.bases:
+        unreadable: Failure | None = None
+        try:
+            bases[base.name] = _read_base(sweep, base, memo)
+        except CellError as error:
+            unreadable = _failure(error)
+        for subject, failure in _subjects(base):
+            subjects[subject.id] = subject
+            if unreadable or failure:
+                failures[subject.id] = unreadable or failure  # type: ignore[assignment]
+    if not bases:
+        raise SpecError(
+            tuple(
+                Problem(f"bases[{index}].path", failures[base.name].message)
+                for index, base in enumerate(sweep.bases)
+            )
+        )
+    return Resolved(sweep=sweep, bases=bases, subjects=subjects, failures=failures)
+
+
+def _read_base(sweep: Sweep, base: Base, memo: MutableMapping[FileKey, str] | None) -> BaseFacts:
+    return read_base(
+        base.path,
+        revision=base.revision,
+        dtype=base.dtype,
+        trust_remote_code=base.trust_remote_code,
+        tokenizer=base.tokenizer,
+        memo=memo,
+    )
+
+
+def _subjects(base: Base) -> list[tuple[Subject, Failure | None]]:
+    found: list[tuple[Subject, Failure | None]] = [(Subject(id=base.name, base=base.name), None)]
+    for entry in base.adapters:
+        failure: Failure | None = None
+        try:
+            adapter = read_adapter(
+                entry.path,
+                name=entry.table_name,
+                revision=entry.revision,
+                allow_pickle=entry.allow_pickle,
+                base_path=base.path,
+            )
+        except CellError as error:
+            failure = _failure(error)
+            adapter = Adapter(name=entry.table_name, path=entry.path, digest="")
+        subject = Subject(id=base.subject_id(entry), base=base.name, adapter=adapter)
+        found.append((subject, failure))
+    return found
+
+
+def _failure(error: CellError) -> Failure:
+    return Failure(FailureKind(error.kind), error.message, error.retryable)
