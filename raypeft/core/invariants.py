@@ -1,0 +1,88 @@
+"""What must hold of the schedule's state between any two events.
+
+Costs time in proportion to the plan: tests call it after every event, a run never does.
+"""
+
+from collections import Counter
+
+from raypeft.core.state import CellPhase, SlotPhase, State
+
+
+def check(state: State) -> None:
+    """Check the whole state.
+
+    Raises:
+        AssertionError: If something is lost, runs twice, or was tried too often.
+    """
+    _check_units(state)
+    _check_cells(state)
+    _check_slots(state)
+    _check_budgets(state)
+
+
+def _check_units(state: State) -> None:
+    waiting: Counter[str] = Counter()
+    for base in state.bases.values():
+        waiting.update(base.waiting)
+        tokens = sum(state.units[unit_id].tokens for unit_id in base.waiting)
+        assert tokens == base.waiting.tokens, (tokens, base.waiting.tokens)
+    assert state.num_waiting == waiting.total(), (state.num_waiting, waiting.total())
+    for unit_id, cells in state.open_cells.items():
+        places = waiting[unit_id] + (unit_id in state.running)
+        if cells:
+            # Nothing lost, nothing twice.
+            assert places == 1, f"unit {unit_id} waits or runs {places} times"
+        else:
+            # Finished never again; an attempt whose cells were given up may still be running.
+            assert not waiting[unit_id], f"unit {unit_id} has nothing open and waits"
+
+
+def _check_cells(state: State) -> None:
+    assert state.cells.keys() >= state.plan.cells.keys()
+    to_score = Counter(state.to_score)
+    for cell, phase in state.cells.items():
+        is_open = bool(state.open_units.get(cell))
+        assert is_open == (phase is CellPhase.ANSWERING), (cell, phase)
+        assert to_score[cell] == (phase is CellPhase.TO_SCORE), (cell, phase)
+        assert (cell in state.scoring) == (phase is CellPhase.SCORING), (cell, phase)
+        assert (cell in state.failures) == (phase is CellPhase.FAILED), (cell, phase)
+    for cell, unit_ids in state.open_units.items():
+        for unit_id in unit_ids:
+            assert cell in state.open_cells[unit_id], (cell, unit_id)
+    assert len(state.scoring) <= state.policy.scoring
+
+
+def _check_slots(state: State) -> None:
+    assert 1 <= state.capacity <= state.policy.slots, state.capacity
+    assert len(state.slots) <= state.capacity, (len(state.slots), state.capacity)
+    for unit_id, run in state.running.items():
+        assert state.slots[run.slot].unit == unit_id, (unit_id, run)
+        assert state.slots[run.slot].base == state.units[unit_id].base, (unit_id, run)
+    for slot in state.slots.values():
+        is_busy = slot.phase is SlotPhase.BUSY
+        assert is_busy == (slot.unit is not None), slot
+        assert is_busy == (slot.unit in state.running), slot
+        assert (slot.id in state.idle) == (slot.phase is SlotPhase.IDLE), slot
+        assert (slot.id in state.bases[slot.base].idle) == (slot.id in state.idle), slot
+        assert slot.id in state.bases[slot.base].slots, slot
+    for name, base in state.bases.items():
+        slots = [slot for slot in state.slots.values() if slot.base == name]
+        assert base.slots.keys() == {slot.id for slot in slots}, name
+        assert base.num_starting == sum(slot.is_starting for slot in slots), name
+        assert base.num_running == sum(slot.unit is not None for slot in slots), name
+        if state.stop is None and base.idle:
+            assert not base.waiting, f"base {name} has idle slots and waiting units"
+
+
+def _check_budgets(state: State) -> None:
+    policy = state.policy
+    for unit_id, tally in state.tallies.items():
+        assert tally.failed <= policy.attempts, (unit_id, tally)
+        assert tally.lost <= policy.slot_losses, (unit_id, tally)
+        # One more may be under way; one more may have succeeded or been interrupted.
+        assert tally.started <= policy.attempts + policy.slot_losses, (unit_id, tally)
+    for cell, tally in state.score_tallies.items():
+        assert tally.started <= policy.attempts, (cell, tally)
+    for name, base in state.bases.items():
+        if not base.is_held and base.waiting:
+            assert base.load_failures <= policy.load_attempts, (name, base.load_failures)

@@ -1,0 +1,34 @@
+"""Builds the engine that a slot was asked for.
+
+Decides: which class an engine kind stands for. Imports it only then, so that a slot with the
+fake engine needs no torch.
+"""
+
+from typing import cast
+
+from raypeft.core.records import EngineSpec, FailureKind
+from raypeft.engines.base import Engine
+from raypeft.errors import CellError
+
+
+def build_engine(spec: EngineSpec) -> Engine:
+    """Load the base of a spec and return its engine.
+
+    Raises:
+        CellError: `unsupported` for an unknown kind; what the engine raises if it cannot load.
+    """
+    match spec.kind:
+        case "fake":
+            from raypeft.engines.fake import FakeEngine
+
+            return FakeEngine(spec)
+        case "hf":
+            from raypeft.engines.hf import HFEngine
+
+            return cast(Engine, HFEngine(spec))  # lm-eval, its base class, is untyped
+        case _:
+            raise CellError(
+                FailureKind.UNSUPPORTED,
+                f"base {spec.base!r}: there is no engine {spec.kind!r} in this version; "
+                "choose hf or fake",
+            )

@@ -1,0 +1,177 @@
+"""The reference engine: transformers and PEFT, through lm-eval's own `HFLM`.
+
+Decides: which requests a shard holds, how they go through the model, and what a failure means
+for whom. Leaves to lm-eval: everything between tokens and numbers. The methods that compute
+(`_loglikelihood_tokens`, `generate_until`) are HFLM's, and get whole batches as HFLM would form
+them; so answers are those of lm-eval at the same batch size, bit for bit.
+"""
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+
+import torch
+from lm_eval.api.instance import Instance
+
+from raypeft.core.records import (
+    Answer,
+    EngineSpec,
+    Failure,
+    FailureKind,
+    Hardware,
+    Shard,
+    Subject,
+    SubjectAnswers,
+)
+from raypeft.engines.hardware import read_hardware
+from raypeft.engines.hf_batches import Batch, batch_seed, shard_range
+from raypeft.engines.hf_failures import as_failure, is_fatal
+from raypeft.engines.hf_model import HFModel, free_memory
+from raypeft.engines.hf_requests import Encoded, EncodedSets
+from raypeft.errors import CellError, EngineFatalError
+
+
+class HFEngine(HFModel):
+    """A base in transformers that answers for itself and, one at a time, for its adapters.
+
+    It is an lm-eval model as well: `simple_evaluate(model=engine)` evaluates what is attached.
+
+    Args:
+        spec: What to load.
+
+    Raises:
+        CellError: `load_failed`, `unsafe` or `out_of_memory` if the base cannot be loaded.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        self._is_closed = False
+        self._sets = EncodedSets(self, batch_size=spec.batch_size)
+
+    def answer(self, shard: Shard, subjects: Sequence[Subject]) -> list[SubjectAnswers]:
+        """Answer the requests of a shard for each subject; see `raypeft.engines.base.Engine`."""
+        if self._is_closed:
+            raise EngineFatalError(f"the engine of {self._spec.base!r} is closed")
+        encoded = self._sets.get(shard.request_set)
+        return [self._answer_for(subject, encoded, shard) for subject in subjects]
+
+    def hardware(self) -> Hardware:
+        """Return what this engine runs on."""
+        return read_hardware(str(self._device))
+
+    def close(self) -> None:
+        """Give the memory back; calling it twice is harmless."""
+        self._is_closed = True
+        self._peft = self._base = self._model = self._attached = None
+        free_memory()
+
+    def _answer_for(self, subject: Subject, encoded: Encoded, shard: Shard) -> SubjectAnswers:
+        started = time.perf_counter()
+        self._tokens_seen = 0
+        answers: tuple[Answer, ...] = ()
+        failure: Failure | None = None
+        try:
+            self.switch(subject.adapter)
+            self._tokens_seen = 0  # those of the proof are not the answers'
+            answers = self._run(encoded, shard)
+            _check_finite(answers, subject)
+        except Exception as error:
+            if is_fatal(error):
+                raise EngineFatalError(f"{type(error).__name__}: {error}") from error
+            failure = as_failure(error, f"subject {subject.id!r}", traceback.format_exc())
+            if subject.is_baseline and failure.kind is FailureKind.CRASHED:
+                self.restore()
+                raise
+        if failure is not None:
+            # Outside the handler, where the frames of the failed call no longer hold tensors.
+            answers = ()
+            free_memory()
+            self.restore()
+            if failure.kind is FailureKind.OUT_OF_MEMORY:
+                raise CellError(failure.kind, failure.message, retryable=True)
+        return SubjectAnswers(
+            subject=subject.id,
+            answers=answers,
+            failure=failure,
+            tokens=self._tokens_seen,
+            seconds=time.perf_counter() - started,
+            path="plain",
+        )
+
+    def _run(self, encoded: Encoded, shard: Shard) -> tuple[Answer, ...]:
+        answers = [
+            *self._run_pairs(encoded, shard),
+            *self._run_rolling(encoded, shard),
+            *self._run_generations(encoded, shard),
+        ]
+        return tuple(sorted(answers, key=lambda answer: answer.index))
+
+    def _run_pairs(self, encoded: Encoded, shard: Shard) -> Iterator[Answer]:
+        batches = encoded.pair_batches
+        own = shard_range(len(batches), shard.index, shard.count)
+        positions = sorted(position for at in own for position in batches[at])
+        if not positions:
+            return
+        pairs = [encoded.pairs[position].as_lm_eval() for position in positions]
+        results = self._loglikelihood_tokens(pairs, disable_tqdm=True)
+        requests = encoded.requests["loglikelihood"]
+        for position, (logprob, is_greedy) in zip(positions, results, strict=True):
+            yield Answer(requests[position].index, logprob=logprob, is_greedy=is_greedy)
+
+    def _run_rolling(self, encoded: Encoded, shard: Shard) -> Iterator[Answer]:
+        plan = encoded.rolling
+        positions = plan.positions(shard.index, shard.count)
+        logprobs: dict[int, float] = {}
+        for batch in plan.batches(positions):
+            windows = [plan.windows[at].as_lm_eval() for at in batch]
+            results = self._loglikelihood_tokens(
+                windows, disable_tqdm=True, override_bs=len(windows)
+            )
+            logprobs.update(zip(batch, (logprob for logprob, _ in results), strict=True))
+        requests = encoded.requests.get("loglikelihood_rolling", ())
+        for position, logprob in zip(positions, plan.sums(positions, logprobs), strict=True):
+            yield Answer(requests[position].index, logprob=logprob)
+
+    def _run_generations(self, encoded: Encoded, shard: Shard) -> Iterator[Answer]:
+        batches = encoded.generation_batches
+        own = [batches[at] for at in shard_range(len(batches), shard.index, shard.count)]
+        greedy = sorted(at for batch in own if not batch.is_sampled for at in batch.positions)
+        texts = self._generate(encoded, tuple(greedy))
+        for batch in own:
+            if batch.is_sampled:
+                torch.manual_seed(
+                    batch_seed(self._spec.seed, shard.request_set.digest, batch.number)
+                )
+                texts |= self._generate(encoded, batch.positions)
+        requests = encoded.requests.get("generate_until", ())
+        for position, text in texts.items():
+            yield Answer(requests[position].index, text=text)
+
+    def _generate(self, encoded: Encoded, positions: Batch) -> dict[int, str]:
+        if not positions:
+            return {}
+        instances = [
+            Instance(
+                request_type="generate_until",
+                doc={},
+                arguments=encoded.generations[position],
+                idx=0,
+            )
+            for position in positions
+        ]
+        texts = self.generate_until(instances, disable_tqdm=True)
+        return dict(zip(positions, texts, strict=True))
+
+
+def _check_finite(answers: Sequence[Answer], subject: Subject) -> None:
+    broken = [
+        answer.index
+        for answer in answers
+        if answer.logprob is not None and not abs(answer.logprob) < float("inf")
+    ]
+    if broken:
+        raise CellError(
+            FailureKind.NOT_FINITE,
+            f"subject {subject.id!r}: {len(broken)} of {len(answers)} log-likelihoods are NaN or "
+            f"infinite, first that of request {broken[0]}",
+        )

@@ -1,0 +1,298 @@
+"""A base in transformers with at most one adapter attached, as an lm-eval model.
+
+Decides: how the base is loaded, when it must be loaded again, and whether an attached adapter
+does anything. Leaves to others: requests and answers (`hf`), PEFT's part (`hf_adapters`), what a
+clean base is (`hf_snapshot`).
+
+HFLM is built around the base and the adapter attached afterwards: given `peft=`, HFLM would
+resize the base's vocabulary for adapters and not for the baseline, and compare two models that
+differ in more than the adapter.
+"""
+
+import contextlib
+import gc
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.utils import logging as transformers_logging
+
+from raypeft.core.records import Adapter, EngineSpec, FailureKind
+from raypeft.engines.adapters import open_adapter
+from raypeft.engines.bases import TOKENIZER_FILES, find_base
+from raypeft.engines.folders import resolve_folder
+from raypeft.engines.hf_adapters import attach, detach, probe_rows, probe_tokens
+from raypeft.engines.hf_failures import as_failure
+from raypeft.engines.hf_snapshot import take_snapshot
+from raypeft.errors import CellError, EngineFatalError
+
+_RECENT_TEXTS = 16
+
+
+class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
+    """A base, proven to be clean or to have one adapter attached that does something.
+
+    Args:
+        spec: What to load.
+
+    Raises:
+        CellError: `load_failed`, `unsafe` or `out_of_memory` if the base cannot be loaded.
+    """
+
+    AUTO_MODEL_CLASS: Any
+    _model: Any
+    _base: Any
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._recent: OrderedDict[str, list[int]] = OrderedDict()
+        self._tokens_seen = 0
+        self._attached: Adapter | None = None
+        self._peft: Any = None
+        with _loading(spec):
+            self._load()
+            self._base = self._model
+            self._snapshot = take_snapshot(self._base)
+            self._base_logits = self._probe(())
+            if bool(self._base_logits.isnan().any()):
+                raise ValueError(
+                    f"its logits are NaN in {spec.dtype}; another dtype may do (bfloat16 reaches "
+                    "as far as float32, float16 does not)"
+                )
+
+    def switch(self, adapter: Adapter | None) -> None:
+        """Make the model the base alone, or the base with this adapter, proven to be applied."""
+        digest = None if adapter is None else adapter.digest
+        if digest == (None if self._attached is None else self._attached.digest):
+            return
+        self.restore()
+        if adapter is None:
+            return
+        files = open_adapter(adapter)
+        extra = probe_tokens(files.config)
+        expected = self._probe(extra) if extra else self._base_logits
+        self._attached = adapter
+        self._peft = attach(self._base, files, name=adapter.name, device=str(self._device))
+        self._model = self._peft
+        self._check_applied(adapter, expected, self._probe(extra))
+
+    def _check_applied(self, adapter: Adapter, expected: torch.Tensor, found: torch.Tensor) -> None:
+        if bool((expected.isfinite() & ~found.isfinite()).any()):
+            raise CellError(
+                FailureKind.NOT_FINITE,
+                f"adapter {adapter.name!r}: with it the model's logits are NaN or infinite",
+            )
+        if torch.equal(expected, found):
+            raise CellError(
+                FailureKind.NOT_APPLIED,
+                f"adapter {adapter.name!r}: it is attached and changes nothing: on "
+                f"{expected.shape[0]} rows of {expected.shape[1]} tokens the logits are those of "
+                "the base, bit for bit; was it trained, and saved afterwards?",
+            )
+
+    def restore(self) -> None:
+        """Make the model the base alone, proven to be what was loaded; load it again if not.
+
+        Raises:
+            EngineFatalError: If the base cannot be had back.
+        """
+        peft, self._peft, self._attached = self._peft, None, None
+        self._model = self._base
+        try:
+            is_base = peft is None or detach(peft) is self._base
+            if is_base and not self._snapshot.difference(take_snapshot(self._base)):
+                return
+        except Exception:  # noqa: BLE001 - whatever PEFT left behind, it is thrown away
+            pass
+        del peft
+        self._reload()
+
+    def _reload(self) -> None:
+        self._base = self._model = None
+        free_memory()
+        try:
+            self._create_model(**self._load_arguments)
+            self._model.eval()
+            self._model.tie_weights()
+        except Exception as error:
+            raise EngineFatalError(
+                f"base {self._spec.base!r} had to be loaded again, and could not: {error}"
+            ) from error
+        self._base = self._model
+        if difference := self._snapshot.difference(take_snapshot(self._base)):
+            raise EngineFatalError(
+                f"base {self._spec.base!r} is another one than when this slot was started: "
+                f"{difference}"
+            )
+
+    def _probe(self, extra: tuple[int, ...]) -> torch.Tensor:
+        """Return the logits of fixed token rows."""
+        vocab_size = self._base.config.get_text_config().vocab_size
+        rows = probe_rows(vocab_size, extra, self._device)
+        if self.backend == "seq2seq":
+            return self._model_call(rows, torch.ones_like(rows), rows).cpu()
+        # Prompt-type adapters put positions of their own in front.
+        return self._model_call(rows)[:, -rows.shape[1] :].cpu()
+
+    # --- HFLM, built around the base ----------------------------------------------------------
+
+    def _load(self) -> None:
+        spec = self._spec
+        folder = find_base(
+            spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+        tokenizer = spec.tokenizer and resolve_folder(
+            spec.tokenizer, what="tokenizer", files=TOKENIZER_FILES
+        )
+        attention = (
+            {}
+            if spec.attn_implementation is None
+            else {"attn_implementation": spec.attn_implementation}
+        )
+        super().__init__(
+            # A folder and not a hub id: nothing is looked up while loading.
+            pretrained=str(folder),
+            tokenizer=tokenizer and str(tokenizer),
+            device=spec.device,
+            dtype=spec.dtype,
+            softmax_dtype=spec.softmax_dtype,
+            batch_size=spec.batch_size,
+            max_length=spec.max_length,
+            add_bos_token=spec.add_bos_token,
+            trust_remote_code=spec.trust_remote_code,
+            **attention,
+        )
+
+    def _create_model(self, **arguments: Any) -> None:
+        """Load the model as HFLM does, and refuse weights that transformers would make up."""
+        self._load_arguments = arguments
+        recorder = _Recorder(self.AUTO_MODEL_CLASS)
+        self.AUTO_MODEL_CLASS = recorder
+        try:
+            with _without_progress_bars():
+                super()._create_model(**arguments)
+        finally:
+            self.AUTO_MODEL_CLASS = recorder.wrapped
+        if recorder.missing:
+            raise ValueError(
+                f"its weight files lack {len(recorder.missing)} tensors that the model needs "
+                f"({', '.join(recorder.missing[:3])}), which transformers would fill with random "
+                "numbers"
+            )
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Encode as HFLM does, remembering the last few texts.
+
+        lm-eval encodes a document's context once for each choice.
+        """
+        if add_special_tokens is not None or left_truncate_len is not None or kwargs:
+            tokens: list[int] = super().tok_encode(
+                string, add_special_tokens, left_truncate_len, **kwargs
+            )
+            return tokens
+        if string not in self._recent:
+            self._recent[string] = super().tok_encode(string)
+        self._recent.move_to_end(string)
+        if len(self._recent) > _RECENT_TEXTS:
+            self._recent.popitem(last=False)
+        return list(self._recent[string])
+
+    def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._tokens_seen += inps.numel()
+        logits: torch.Tensor = super()._model_call(inps, *args, **kwargs)
+        return logits
+
+    def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        processors = LogitsProcessorList([_RefuseNaN()])
+        with warnings.catch_warnings():
+            # Of every batch of prompt-type adapters; lm-eval with PEFT answers the same.
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
+            tokens: torch.Tensor = super()._model_generate(
+                context, *args, logits_processor=processors, **kwargs
+            )
+        self._tokens_seen += tokens.numel()
+        return tokens
+
+
+class _Recorder:
+    """Stands in for an Auto class while a model is loaded, and keeps what was missing."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+        self.missing: list[str] = []
+
+    def from_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        model, info = self.wrapped.from_pretrained(*args, output_loading_info=True, **kwargs)
+        self.missing = sorted(map(str, info["missing_keys"]))
+        return model
+
+
+class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Ends a generation whose logits are NaN: greedy search would go on with token 0."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if bool(scores.isnan().any()):
+            raise CellError(
+                FailureKind.NOT_FINITE,
+                f"the logits became NaN at token {input_ids.shape[1]} of a generation",
+            )
+        return scores
+
+
+@contextlib.contextmanager
+def _loading(spec: EngineSpec) -> Iterator[None]:
+    """Turn whatever goes wrong while a base is loaded into a `CellError` that names it."""
+    what = f"base {spec.base!r}"
+    if spec.options:
+        raise CellError(
+            FailureKind.SPEC,
+            f"{what}: the hf engine has no options, but got {', '.join(sorted(spec.options))}",
+        )
+    if spec.device.startswith("cuda") and not torch.cuda.is_available():
+        raise CellError(
+            FailureKind.LOAD_FAILED,
+            f"{what}: device {spec.device!r} is not there: torch {torch.__version__} sees no GPU "
+            "in this process",
+            retryable=True,
+        )
+    try:
+        yield
+    except CellError as error:
+        unsafe = error.kind == FailureKind.UNSAFE
+        kind = FailureKind.UNSAFE if unsafe else FailureKind.LOAD_FAILED
+        raise CellError(kind, error.message) from error
+    except Exception as error:
+        failure = as_failure(error, what, "")
+        if failure.kind is FailureKind.CRASHED:
+            needs_code = "trust_remote_code" in str(error)
+            kind = FailureKind.UNSAFE if needs_code else FailureKind.LOAD_FAILED
+            raise CellError(kind, f"{what} cannot be loaded: {error}") from error
+        raise CellError(failure.kind, failure.message, failure.retryable) from error
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def free_memory() -> None:
+    """Give unused memory back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

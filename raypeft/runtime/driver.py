@@ -1,0 +1,348 @@
+"""The only loop: wait, step, carry out.
+
+It decides nothing: what follows from an event is `raypeft.core.schedule`'s business. It alone
+writes, and it writes what a slot answered before it tells the schedule, so nothing that is
+counted as finished can be lost.
+"""
+
+import dataclasses
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from raypeft.core.events import (
+    CellScored,
+    Command,
+    Event,
+    GiveUp,
+    RunUnit,
+    ScoreCell,
+    ScoreFailed,
+    StartSlot,
+    StopRequested,
+    StopSlot,
+    Tick,
+    UnitDone,
+    UnitFailed,
+)
+from raypeft.core.plan import Plan, Unit
+from raypeft.core.records import (
+    Answer,
+    Failure,
+    FailureKind,
+    RequestSet,
+    Scored,
+    UnitAnswers,
+)
+from raypeft.core.retry import Policy
+from raypeft.core.schedule import initial, step
+from raypeft.errors import Interrupted, SetupError, StoreError
+from raypeft.runtime.failures import failure_from
+from raypeft.runtime.lines import line_of
+from raypeft.runtime.meter import Meter, Outcome, Progress
+from raypeft.runtime.ports import (
+    CallDone,
+    CallFailed,
+    Pool,
+    PoolEvent,
+    Shared,
+    Sink,
+    UnitAnswered,
+    UnitWork,
+)
+from raypeft.runtime.stopping import Stop, stopping
+from raypeft.runtime.work import score as score_with_harness
+
+ScoreFunction: TypeAlias = Callable[[RequestSet, Sequence[Answer], Sequence[str]], Scored]
+
+WAIT_SECONDS = 1.0
+"""How soon a signal or an expired limit is noticed while nothing happens."""
+
+
+def drive(
+    plan: Plan,
+    *,
+    pool: Pool,
+    sink: Sink,
+    policy: Policy,
+    clock: Callable[[], float],
+    request_sets: Callable[[str], RequestSet],
+    include_path: Sequence[str] = (),
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    drain: bool = False,
+    score: ScoreFunction = score_with_harness,
+) -> Outcome:
+    """Answer and score what a plan leaves to do.
+
+    Args:
+        plan: What is to be done.
+        pool: Where it is done. Closed if the run does not reach its end, else left open.
+        sink: Where it goes.
+        policy: How much at once and how often; slots beyond the pool's are not started.
+        clock: Seconds that never go back.
+        request_sets: Returns a request set, documents and all, by its digest.
+        include_path: Folders with own task files, for scoring.
+        on_progress: Told after every round.
+        drain: Whether what runs may finish after the first signal.
+        score: Module-level function that scores one cell.
+
+    Raises:
+        Interrupted: After Ctrl-C or SIGTERM; what was finished is stored.
+        SetupError: If the sink cannot write; what could be stored is.
+    """
+    policy = dataclasses.replace(policy, slots=min(policy.slots, pool.num_slots))
+    if not pool.is_parallel:
+        # Slots that take turns also wait for one another, which is nobody's fault.
+        policy = dataclasses.replace(policy, unit_timeout_seconds=None, start_timeout_seconds=None)
+    world = _World(pool, sink, clock, request_sets, tuple(include_path), score)
+    run = _Run(plan, policy, world)
+    try:
+        with stopping() as stop:
+            return run.to_the_end(stop, on_progress, drain)
+    except SetupError:
+        run.rescue()
+        raise
+    except BaseException:
+        pool.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """Everything outside that a run touches."""
+
+    pool: Pool
+    sink: Sink
+    clock: Callable[[], float]
+    request_sets: Callable[[str], RequestSet]
+    include_path: tuple[str, ...]
+    score: ScoreFunction
+
+
+class _Run:
+    def __init__(self, plan: Plan, policy: Policy, world: _World) -> None:
+        self._plan = plan
+        self._pool = world.pool
+        self._sink = world.sink
+        self._clock = world.clock
+        self._world = world
+        self._meter = Meter(world.clock())
+        self._state, commands = initial(plan, policy)
+        self._first_commands = commands
+        self._events: deque[PoolEvent | Event] = deque()
+        self._calls: dict[str, tuple[str, int]] = {}
+        self._shared: set[str] = set()
+        finished = set(plan.done)
+        self._users = Counter(c.request_set for c in plan.cells.values() if c.key not in finished)
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def to_the_end(
+        self, stop: Stop, on_progress: Callable[[Progress], None], drain: bool
+    ) -> Outcome:
+        self._carry_out(self._first_commands)
+        self._step(Tick(self._clock()))
+        while not self._state.finished:
+            if stop.signal_name and self._state.stop is None:
+                # What is there already is stored first; stopping slots would drop it.
+                self._events.extend(self._pool.wait(0.0))
+                self._handle_all()
+                self._step(StopRequested(stop.signal_name, drain))
+            else:
+                self._events.extend(self._pool.wait(WAIT_SECONDS))
+                self._handle_all()
+            self._step(Tick(self._clock()))
+            on_progress(self._meter.progress(self._state, self._clock()))
+        if self._state.stop is not None:
+            raise Interrupted(self._state.stop.reason)
+        return self._meter.outcome(self._state, self._clock())
+
+    def rescue(self) -> None:
+        """Store what can still be stored after the sink has failed once, then close the pool."""
+        self._events.extend(self._pool.wait(0.0))
+        for event in self._events:
+            if isinstance(event, UnitAnswered) and self._is_current(event):
+                try:
+                    self._store_answers(event)
+                except SetupError:
+                    continue  # already being reported
+        self._pool.close()
+
+    def _handle_all(self) -> None:
+        while self._events:
+            # Taken out only afterwards: `rescue` tries again what could not be stored.
+            self._handle(self._events[0])
+            self._events.popleft()
+
+    def _handle(self, event: PoolEvent | Event) -> None:
+        match event:
+            case UnitAnswered():
+                if self._is_current(event):
+                    self._step(self._store_answers(event))
+                else:
+                    self._note(event, dropped=True)
+            case CallDone(call) | CallFailed(call):
+                cell, attempt = self._calls[call]
+                if self._state.scoring.get(cell) != attempt:
+                    pass  # begun before a stop
+                elif isinstance(event, CallDone):
+                    self._step(self._store_scored(cell, attempt, event.result))
+                else:
+                    self._step(ScoreFailed(cell, attempt, event.failure))
+            case _:
+                self._step(event)
+
+    def _step(self, event: Event) -> None:
+        self._meter.see(event, self._clock())
+        if not isinstance(event, Tick):
+            self._note(event)
+        self._carry_out(step(self._state, event))
+        if isinstance(event, CellScored):
+            self._forget_request_set(event.cell)
+
+    # --- what the schedule wants done ---------------------------------------------------------
+
+    def _carry_out(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            self._meter.see(command, self._clock())
+            self._note(command)
+            match command:
+                case StartSlot(slot, base):
+                    self._pool.start_slot(slot, self._plan.engines[base])
+                case StopSlot(slot):
+                    self._pool.stop_slot(slot)
+                case RunUnit():
+                    self._run_unit(command)
+                case ScoreCell():
+                    self._score_cell(command)
+                case GiveUp(cell, failure, attempts):
+                    with _writing(f"the failure of cell {cell}"):
+                        self._sink.gave_up(cell, failure, attempts)
+                    self._forget_request_set(cell)
+
+    def _run_unit(self, command: RunUnit) -> None:
+        unit = _narrowed(self._state.units[command.unit_id], command.cells)
+        try:
+            self._share(unit.request_set, lambda full: full.for_slot(), unit.request_set)
+        except (StoreError, OSError) as error:
+            failure = _unreadable(error)
+            failed = UnitFailed(command.slot, unit.id, command.attempt, failure)
+            self._events.append(failed)
+            return
+        work = UnitWork(
+            unit_id=unit.id,
+            request_set=unit.request_set,
+            shard_index=unit.shard_index,
+            shard_count=unit.shard_count,
+            subjects=tuple(self._plan.subjects[subject] for subject in unit.subjects),
+        )
+        self._pool.submit(command.slot, work, command.attempt)
+
+    def _score_cell(self, command: ScoreCell) -> None:
+        cell = self._plan.cells[command.cell]
+        key = _score_key(cell.request_set)
+        try:
+            self._share(key, lambda full: full, cell.request_set)
+            answers = tuple(self._sink.load_answers(cell))
+        except (StoreError, OSError) as error:
+            self._events.append(ScoreFailed(cell.key, command.attempt, _unreadable(error)))
+            return
+        call = f"score/{cell.key}/{command.attempt}"
+        self._calls[call] = (cell.key, command.attempt)
+        self._pool.submit_call(
+            call, self._world.score, Shared(key), answers, self._world.include_path
+        )
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def _store_answers(self, event: UnitAnswered) -> Event:
+        cells = self._state.running[event.unit_id].cells
+        unit = _narrowed(self._state.units[event.unit_id], cells)
+        given = tuple(answers.subject for answers in event.answers.subjects)
+        if given != unit.subjects:
+            message = f"{event.slot} was asked about {unit.subjects} and answered about {given}"
+            failure = Failure(FailureKind.CRASHED, message, retryable=True)
+            return UnitFailed(event.slot, unit.id, event.attempt, failure)
+        outcomes = {
+            cell: answers.failure
+            for cell, answers in zip(cells, event.answers.subjects, strict=True)
+        }
+        answered = tuple(cell for cell in cells if outcomes[cell] is None)
+        if answered:
+            with _writing(f"the answers of unit {unit.id} for {', '.join(unit.subjects)}"):
+                self._sink.answers(
+                    _narrowed(unit, answered), event.attempt, _answered_only(event.answers)
+                )
+        return UnitDone(event.slot, unit.id, event.attempt, outcomes)
+
+    def _store_scored(self, cell: str, attempt: int, result: object) -> Event:
+        if not isinstance(result, Scored):
+            message = f"scoring gave {type(result).__name__}, not Scored"
+            return ScoreFailed(cell, attempt, Failure(FailureKind.CRASHED, message))
+        with _writing(f"the results of cell {cell}"):
+            self._sink.scored(self._plan.cells[cell], result)
+        return CellScored(cell, attempt)
+
+    def _note(self, thing: Event | Command | UnitAnswered, *, dropped: bool = False) -> None:
+        line = line_of(thing, self._clock() - self._meter.started_seconds)
+        with _writing("the journal"):
+            self._sink.note(line | {"dropped": True} if dropped else line)
+
+    # --- small things -------------------------------------------------------------------------
+
+    def _is_current(self, event: UnitAnswered) -> bool:
+        return self._state.is_current(event.slot, event.unit_id, event.attempt)
+
+    def _share(self, key: str, part: Callable[[RequestSet], RequestSet], digest: str) -> None:
+        if key not in self._shared:
+            self._pool.share(key, part(self._world.request_sets(digest)))
+            self._shared.add(key)
+
+    def _forget_request_set(self, cell: str) -> None:
+        """Free the memory of a request set that no unfinished cell uses any more."""
+        digest = self._plan.cells[cell].request_set
+        self._users[digest] -= 1
+        if self._users[digest] == 0:
+            for key in (digest, _score_key(digest)):
+                self._shared.discard(key)
+                self._pool.release(key)
+
+
+def _score_key(digest: str) -> str:
+    return f"score/{digest}"
+
+
+def _narrowed(unit: Unit, cells: Sequence[str]) -> Unit:
+    """Return a unit with some of its cells only."""
+    if tuple(cells) == unit.cells:
+        return unit
+    subjects: Mapping[str, str] = dict(zip(unit.cells, unit.subjects, strict=True))
+    return dataclasses.replace(
+        unit, cells=tuple(cells), subjects=tuple(subjects[cell] for cell in cells)
+    )
+
+
+def _answered_only(answers: UnitAnswers) -> UnitAnswers:
+    subjects = tuple(subject for subject in answers.subjects if subject.failure is None)
+    return dataclasses.replace(answers, subjects=subjects)
+
+
+def _unreadable(error: Exception) -> Failure:
+    failure = failure_from(error)
+    retryable = isinstance(error, OSError)
+    return Failure(FailureKind.UNREADABLE, failure.message, retryable, failure.detail)
+
+
+@contextmanager
+def _writing(what: str) -> Iterator[None]:
+    """Say what could not be written, and what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"{what} could not be written: {error}",
+            "make room or make the folder writable, and start the sweep again: it goes on "
+            "where it stopped",
+        ) from error

@@ -1,0 +1,260 @@
+"""Slots as Ray actors, calls as Ray tasks.
+
+A slot is an actor from a plain class with one call under way, a call is a task; neither is run
+again by Ray, since it would do so without saying (an attempt could be counted once and run
+twice). Whatever Ray raises becomes an event here. What follows from it is decided elsewhere, and
+what a slot asks Ray for is `raypeft.runtime.options`' business.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from raypeft.core.events import SlotFailed, SlotLost, SlotPlaced, SlotReady, UnitFailed
+from raypeft.core.records import EngineSpec, Failure, Hardware, RequestSet, UnitAnswers
+from raypeft.errors import SetupError
+from raypeft.runtime.failures import failure_from
+from raypeft.runtime.options import (
+    HardwareProfile,
+    actor_options,
+    call_options,
+    inherited_switches,
+    slots_that_fit,
+    with_environment,
+)
+from raypeft.runtime.pool.connection import RayConnection
+from raypeft.runtime.pool.ray_failures import failure_of
+from raypeft.runtime.ports import (
+    Build,
+    CallDone,
+    CallFailed,
+    PoolEvent,
+    Shared,
+    UnitAnswered,
+    UnitWork,
+)
+from raypeft.runtime.slot import Broken, Slot
+from raypeft.runtime.work import build as build_default
+
+
+class SlotActor:
+    """What runs in the actor: a `Slot` that fetches request sets from Ray.
+
+    Plain and synchronous: with any async method Ray would take the others off the main thread,
+    where lm-eval's and the engines' signal handlers fail.
+    """
+
+    def __init__(self, spec: EngineSpec, build: Build) -> None:
+        self._slot = Slot(spec, build)
+
+    def place(self) -> None:
+        """Return as soon as the actor has its hardware."""
+
+    def ready(self) -> Hardware | Failure:
+        """Load the base."""
+        return self._slot.ready()
+
+    def run(self, work: UnitWork, request_set: list[Any]) -> UnitAnswers | Broken:
+        """Answer a unit; the reference stands in a list, so that Ray does not fetch it anew."""
+
+        def fetch() -> RequestSet:
+            fetched: RequestSet = ray.get(request_set[0])
+            return fetched
+
+        return self._slot.run(work, fetch)
+
+
+def _guarded(function: Callable[..., object], *args: object) -> tuple[object, Failure | None]:
+    """Call a function; what it raises comes back as a value, since it may not pickle."""
+    try:
+        return function(*args), None
+    except Exception as error:  # noqa: BLE001 - a failure becomes an event here
+        return None, failure_from(error)
+
+
+class _Step(StrEnum):
+    """What a reference stands for."""
+
+    PLACE = "place"
+    READY = "ready"
+    RUN = "run"
+    CALL = "call"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    step: _Step
+    owner: str
+    """The slot, or the call."""
+    unit_id: str = ""
+    attempt: int = 0
+
+
+class RayPool:
+    """Slots and calls on a Ray.
+
+    Args:
+        connection: Where.
+        profile: What a slot runs on.
+        num_slots: Most slots at once. On a local Ray no more than fit are used; a cluster may
+            grow, and the schedule finds out.
+        build: Loads a base; sent to the slots by name.
+
+    Raises:
+        SpecError: If Ray cannot give what the profile asks for.
+        SetupError: If a local Ray does not have it.
+    """
+
+    def __init__(
+        self,
+        connection: RayConnection,
+        *,
+        profile: HardwareProfile,
+        num_slots: int,
+        build: Build = build_default,
+    ) -> None:
+        switches = {} if connection.is_local else inherited_switches(os.environ)
+        self._options = with_environment(actor_options(profile), switches)
+        # Calls are few at a time by the driver's count; beside slots that hold every core of a
+        # small machine they would wait for the night to end.
+        self._call_options = with_environment(
+            call_options(cpus=0 if connection.is_local else 1), switches
+        )
+        self._num_slots = num_slots
+        if connection.is_local:
+            self._num_slots = min(num_slots, self._fitting(profile))
+        self._build = build
+        self._run_id = secrets.token_hex(4)
+        self._actors: dict[str, Any] = {}
+        self._shared: dict[str, Any] = {}
+        self._pending: dict[Any, _Pending] = {}
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots there is room for."""
+        return self._num_slots
+
+    @property
+    def is_parallel(self) -> bool:
+        """Always: every slot is a process of its own."""
+        return True
+
+    def start_slot(self, slot: str, spec: EngineSpec) -> None:
+        """Start an actor; its base is loaded once it has its hardware."""
+        options = {**self._options, "name": f"{self._run_id}/{slot}"}
+        actor = ray.remote(SlotActor).options(**options).remote(spec, self._build)
+        self._actors[slot] = actor
+        self._pending[actor.place.remote()] = _Pending(_Step.PLACE, slot)
+
+    def stop_slot(self, slot: str) -> None:
+        """Kill an actor and what it started; a call under way is not awaited."""
+        actor = self._actors.pop(slot, None)
+        if actor is None:
+            return
+        for ref, pending in tuple(self._pending.items()):
+            if pending.owner == slot and pending.step is not _Step.CALL:
+                del self._pending[ref]
+        ray.kill(actor, no_restart=True)
+
+    def share(self, key: str, value: object) -> None:
+        """Put a value into the object store."""
+        if key in self._shared:
+            return
+        try:
+            self._shared[key] = ray.put(value)
+        except ray.exceptions.RayError as error:
+            raise SetupError(
+                f"Ray's object store took no more: {error}", "make room on the disk it spills to"
+            ) from error
+
+    def release(self, key: str) -> None:
+        """Forget a shared value; Ray keeps it for calls under way."""
+        self._shared.pop(key, None)
+
+    def submit(self, slot: str, work: UnitWork, attempt: int) -> None:
+        """Give a slot a unit."""
+        ref = self._actors[slot].run.remote(work, [self._shared[work.request_set]])
+        self._pending[ref] = _Pending(_Step.RUN, slot, work.unit_id, attempt)
+
+    def submit_call(self, call: str, function: Callable[..., object], *args: object) -> None:
+        """Run a function in a task."""
+        values = [self._shared[arg.key] if isinstance(arg, Shared) else arg for arg in args]
+        task = ray.remote(_guarded).options(**self._call_options)
+        self._pending[task.remote(function, *values)] = _Pending(_Step.CALL, call)
+
+    def wait(self, timeout_seconds: float) -> list[PoolEvent]:
+        """Return what has happened."""
+        if not self._pending:
+            return []
+        refs = list(self._pending)
+        done, _ = ray.wait(refs, num_returns=1, timeout=timeout_seconds)
+        if done:
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        events: list[PoolEvent] = []
+        for ref in done:
+            events.append(self._event(self._pending.pop(ref), ref))
+        return events
+
+    def close(self) -> None:
+        """Kill every actor and call, and forget everything."""
+        for slot in tuple(self._actors):
+            self.stop_slot(slot)
+        for ref in self._pending:
+            ray.cancel(ref, force=True)
+        self._pending.clear()
+        self._shared.clear()
+
+    def _event(self, pending: _Pending, ref: Any) -> PoolEvent:
+        try:
+            value = ray.get(ref)
+        except Exception as error:  # noqa: BLE001 - a failure becomes an event here
+            return self._failed(pending, failure_of(error))
+        slot = pending.owner
+        match pending.step, value:
+            case _Step.PLACE, _:
+                ready = self._actors[slot].ready.remote()
+                self._pending[ready] = _Pending(_Step.READY, slot)
+                return SlotPlaced(slot)
+            case _Step.READY, Hardware():
+                return SlotReady(slot, value)
+            case _Step.RUN, UnitAnswers():
+                return UnitAnswered(slot, pending.unit_id, pending.attempt, value)
+            case _Step.RUN, Broken(failure, is_fatal=False):
+                return UnitFailed(slot, pending.unit_id, pending.attempt, failure)
+            case _Step.CALL, (result, None):
+                return CallDone(pending.owner, result)
+            case (_, Failure() as failure) | (_, Broken(failure)) | (_, (_, Failure() as failure)):
+                return self._failed(pending, failure)
+        raise AssertionError(f"{pending} gave {value!r}")
+
+    def _failed(self, pending: _Pending, failure: Failure) -> PoolEvent:
+        """Return the event of a call that failed; a slot in which one failed is stopped."""
+        if pending.step is _Step.CALL:
+            return CallFailed(pending.owner, failure)
+        self.stop_slot(pending.owner)
+        if pending.step is _Step.RUN:
+            return SlotLost(pending.owner, failure)
+        return SlotFailed(pending.owner, failure)
+
+    def _fitting(self, profile: HardwareProfile) -> int:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fitting = slots_that_fit(self._options, nodes)
+        if fitting == 0:
+            raise SetupError(
+                f"no slot with {profile.gpus:g} GPUs and {profile.cpus:g} CPUs fits on this "
+                f"machine, which has {_described(nodes)}",
+                "ask for less under `hardware:`, or give the address of a cluster",
+            )
+        return fitting
+
+
+def _described(nodes: list[Mapping[str, float]]) -> str:
+    node = nodes[0] if nodes else {}
+    gib = node.get("memory", 0.0) / 2**30
+    return f"{node.get('GPU', 0):g} GPUs, {node.get('CPU', 0):g} CPUs and {gib:.0f} GiB of memory"

@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM → a request to stop, which the driver looks at between two events."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from raypeft.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether somebody asked for an end.
+
+    Attributes:
+        signal_name: The first signal that came, for instance `SIGTERM`; empty if none did.
+    """
+
+    signal_name: str = ""
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Turn the first signal into a request; a second one raises `Interrupted` at once.
+
+    Enter it after Ray was started, which installs a handler of its own. Outside the main thread,
+    where Python allows no handler, signals keep their meaning.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if stop.signal_name:
+            raise Interrupted(name)
+        stop.signal_name = name
+
+    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            # None: the handler was not installed from Python and cannot be put back from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

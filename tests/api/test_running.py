@@ -1,0 +1,194 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from raypeft import api
+from raypeft.core.spec import make_sweep
+from raypeft.errors import SpecError
+from tests.api.conftest import Lab, MakeSweep, assert_same_tables
+
+pytestmark = pytest.mark.torch
+
+FAKE = {"kind": "fake"}
+
+
+def test_a_sweep_ends_with_results_samples_gains_and_cells(make_lab_sweep: MakeSweep) -> None:
+    sweep = make_lab_sweep()
+    report = api.run(sweep, pool="local")
+    assert (report.num_cells, report.num_done, report.failed) == (9, 9, {})
+    tables = api.open(sweep.output)
+    assert set(tables.results["subject"].to_pylist()) == {"base", "base/small", "base/large"}
+    assert tables.samples.num_rows == 3 * (12 + 2 * 12 + 12)  # tiny_gen has two filters
+    assert set(tables.gains["adapter"].to_pylist()) == {"small", "large"}
+    assert tables.cells["state"].to_pylist() == ["done"] * 9
+    assert all(device for device in tables.cells["device"].to_pylist())
+
+
+def test_a_second_run_of_a_finished_sweep_does_nothing(make_lab_sweep: MakeSweep) -> None:
+    sweep = make_lab_sweep(engine=FAKE)
+    api.run(sweep, pool="local")
+    before = _files(Path(sweep.output).parent)
+    again = api.run(sweep, pool="local")
+    assert (again.num_done, again.num_reused) == (9, 9)
+    # Only the copy of the sweep file is written anew; a journal segment would tell of work.
+    assert _files(Path(sweep.output).parent) == before
+
+
+def test_a_sweep_that_overlaps_reuses_what_the_store_has(
+    make_lab_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    first = make_lab_sweep(engine=FAKE, tasks=["tiny_letters"])
+    api.run(first, pool="local")
+    second = make_lab_sweep(
+        engine=FAKE,
+        tasks=["tiny_letters", "tiny_rolling"],
+        output=str(tmp_path / "second"),
+        store=first.store,
+    )
+    report = api.run(second, pool="local")
+    assert (report.num_done, report.num_reused) == (6, 3)
+
+
+def test_an_adapter_and_its_copy_are_answered_once(
+    make_lab_sweep: MakeSweep, lab: Lab, tmp_path: Path
+) -> None:
+    twins = [str(shutil.copytree(lab.adapters["small"], tmp_path / n)) for n in ("one", "two")]
+    sweep = make_lab_sweep(engine=FAKE, bases=[{"path": str(lab.base), "adapters": twins}])
+    planned = api.plan(sweep)
+    assert len(planned.cells) == 9
+    assert len(planned.plan.units) == 6
+    report = api.run(sweep, pool="local")
+    assert report.num_done == 9
+    rows = api.open(sweep.output).results.to_pylist()
+    values = {
+        subject: [row["value"] for row in rows if row["subject"] == subject]
+        for subject in ("base/one", "base/two")
+    }
+    assert values["base/one"] == values["base/two"] != []
+
+
+@pytest.mark.parametrize("shards", [1, 3, 7])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_shards_and_slots_change_no_byte_of_the_tables(
+    make_lab_sweep: MakeSweep, tmp_path: Path, shards: int, slots: int
+) -> None:
+    whole = make_lab_sweep(output=str(tmp_path / "whole"), store=str(tmp_path / "store-whole"))
+    api.run(whole, pool="local")
+    cut = make_lab_sweep(
+        output=str(tmp_path / "cut"),
+        store=str(tmp_path / "store-cut"),
+        schedule={"shards": shards, "slots": slots},
+    )
+    # The sweep's copy differs, the tables must not.
+    report = api.run(cut, pool="local")
+    assert report.num_done == 9
+    assert_same_tables(whole.output, cut.output)
+
+
+def test_a_unit_that_crashes_is_tried_again_and_the_tables_are_the_same(
+    make_lab_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    calm = make_lab_sweep(engine=FAKE, output=str(tmp_path / "calm"), store=str(tmp_path / "a"))
+    api.run(calm, pool="local")
+    crash = {"do": "fatal", "once": str(tmp_path / "crashed"), "adapter": "small", "shard": 1}
+    rough = make_lab_sweep(
+        engine={"kind": "fake", "options": {"script": {"events": [crash]}}},
+        schedule={"shards": 3},
+        output=str(tmp_path / "rough"),
+        store=str(tmp_path / "b"),
+    )
+    report = api.run(rough, pool="local")
+    assert report.failed == {}
+    assert (tmp_path / "crashed").exists()
+    assert_same_tables(calm.output, rough.output)
+    assert max(api.open(rough.output).cells["attempts"].to_pylist()) > 3
+
+
+def test_the_expanded_sweep_is_stored_with_the_results(
+    make_lab_sweep: MakeSweep, lab: Lab, tmp_path: Path
+) -> None:
+    from raypeft.core.spec import expand, parse_sweep
+    from raypeft.runtime.files import LocalFolders
+
+    folder = lab.base.parent / "adapters"
+    sweep = make_lab_sweep(
+        engine=FAKE,
+        tasks=["tiny_letters"],
+        bases=[{"path": str(lab.base), "adapters": [f"{folder}/*"]}],
+    )
+    sweep = expand(sweep, LocalFolders())
+    api.run(sweep, pool="local")
+    text = (Path(sweep.output) / "sweep.yaml").read_text()
+    stored = parse_sweep(text, source="sweep.yaml")
+    assert stored == sweep
+    assert [a.table_name for a in stored.bases[0].adapters] == ["large", "small"]
+
+
+def test_after_a_freeze_nothing_but_scoring_needs_the_task_files(
+    make_lab_sweep: MakeSweep, lab: Lab, tmp_path: Path
+) -> None:
+    tasks = tmp_path / "tasks"
+    shutil.copytree(lab.tasks.folder, tasks)
+    for yaml in tasks.glob("*.yaml"):
+        yaml.write_text(yaml.read_text().replace(str(lab.tasks.data), str(tasks / "data")))
+    sweep = make_lab_sweep(engine=FAKE, include_path=[str(tasks)], tasks=["tiny_letters"])
+    api.freeze(sweep)
+    shutil.rmtree(tasks / "data")
+    shutil.move(tasks, tmp_path / "elsewhere")
+    planned = api.plan(sweep, freeze=False)
+    assert [cell.task for cell in planned.cells] == ["tiny_letters"] * 3
+    assert planned.frozen.missing == ()
+    shutil.move(tmp_path / "elsewhere", tasks)
+    # The data are still gone; scoring works from the frozen documents.
+    report = api.run(sweep, pool="local")
+    assert (report.num_done, report.failed) == (3, {})
+
+
+def test_an_edited_own_task_is_frozen_again(
+    make_lab_sweep: MakeSweep, lab: Lab, tmp_path: Path
+) -> None:
+    tasks = tmp_path / "tasks"
+    shutil.copytree(lab.tasks.folder, tasks)
+    sweep = make_lab_sweep(engine=FAKE, include_path=[str(tasks)], tasks=["tiny_letters"])
+    before = api.plan(sweep).cells[0].request_set
+    yaml = tasks / "tiny_letters.yaml"
+    yaml.write_text(yaml.read_text().replace("{{question}}", "Tell: {{question}}"))
+    assert api.plan(sweep).cells[0].request_set != before
+
+
+def test_a_task_in_two_entries_under_different_settings_is_a_named_failure(
+    make_lab_sweep: MakeSweep,
+) -> None:
+    sweep = make_lab_sweep(
+        engine=FAKE, tasks=[{"name": "tiny_letters", "limit": 3}, "tiny_group", "tiny_rolling"]
+    )
+    report = api.run(sweep, pool="local")
+    messages = {failure.message for failure in report.failed.values()}
+    assert len(messages) == 1
+    assert "tiny_letters" in messages.pop()
+    assert report.num_done > 0
+
+
+def test_a_sweep_of_which_nothing_can_run_is_refused(lab: Lab, tmp_path: Path) -> None:
+    sweep = make_sweep(
+        {
+            "output": str(tmp_path / "run"),
+            "bases": [str(lab.base)],
+            "tasks": ["no_such_task", "nor_this"],
+            "include_path": [str(lab.tasks.folder)],
+            "engine": FAKE,
+        }
+    )
+    with pytest.raises(SpecError) as caught:
+        api.run(sweep, pool="local")
+    assert len(caught.value.problems) == 2
+    assert "no_such_task" in str(caught.value)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

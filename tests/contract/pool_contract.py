@@ -1,0 +1,252 @@
+"""What every pool promises. Subclass it and give a `pool` fixture with room for two slots."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from raypeft.core.events import SlotFailed, SlotLost, SlotPlaced, SlotReady, UnitFailed
+from raypeft.core.records import (
+    EngineSpec,
+    FailureKind,
+    Json,
+    RequestSet,
+    Shard,
+    Subject,
+)
+from raypeft.core.retry import Policy
+from raypeft.engines.fake import FakeEngine
+from raypeft.errors import CellError
+from raypeft.runtime.calls import call_all
+from raypeft.runtime.driver import drive
+from raypeft.runtime.ports import (
+    CallDone,
+    CallFailed,
+    Pool,
+    PoolEvent,
+    Shared,
+    UnitAnswered,
+    UnitWork,
+)
+from tests.support.plans import make_plan, make_request_set
+from tests.support.sinks import MemorySink, mean_logprob
+
+REQUESTS = make_request_set("requests0")
+BASE = Subject(id="base", base="base")
+
+
+def spec(*events: Json) -> EngineSpec:
+    options = {"script": {"events": list(events)}} if events else {}
+    return EngineSpec(kind="fake", base="base", base_digest="b0", options=options)
+
+
+def work(unit_id: str = "u", subjects: tuple[Subject, ...] = (BASE,)) -> UnitWork:
+    return UnitWork(
+        unit_id=unit_id,
+        request_set=REQUESTS.digest,
+        shard_index=0,
+        shard_count=1,
+        subjects=subjects,
+    )
+
+
+def collect(pool: Pool, *kinds: type[PoolEvent]) -> list[PoolEvent]:
+    """Wait until one event of each kind is there; the test's time limit ends a vain wait."""
+    events: list[PoolEvent] = []
+    while not {type(event) for event in events}.issuperset(kinds):
+        events += pool.wait(5.0)
+    return events
+
+
+def only(events: list[PoolEvent], kind: "type[PoolEvent]") -> PoolEvent:
+    (event,) = [event for event in events if isinstance(event, kind)]
+    return event
+
+
+def start(pool: Pool, slot: str, *events: Json) -> None:
+    pool.share(REQUESTS.digest, REQUESTS)
+    pool.start_slot(slot, spec(*events))
+    collect(pool, SlotReady)
+
+
+def total(*numbers: int) -> int:
+    return sum(numbers)
+
+
+def count_documents(request_set: RequestSet, more: int) -> int:
+    return len(request_set.documents) + more
+
+
+def refuse(kind: str) -> None:
+    raise CellError(kind, "scripted", retryable=kind == "timed_out")
+
+
+def crash() -> None:
+    raise ZeroDivisionError("scripted")
+
+
+def process() -> int:
+    return os.getpid()
+
+
+class PoolContract:
+    """The promises of `raypeft.runtime.ports.Pool`."""
+
+    def test_a_slot_is_placed_and_then_ready_with_what_it_runs_on(self, pool: Pool) -> None:
+        pool.start_slot("s1", spec())
+        events = collect(pool, SlotReady)
+        assert [type(event) for event in events] == [SlotPlaced, SlotReady]
+        ready = only(events, SlotReady)
+        assert isinstance(ready, SlotReady)
+        assert ready.hardware.device == "fake"
+
+    def test_a_base_that_does_not_load_is_an_event_and_ends_its_slot(self, pool: Pool) -> None:
+        pool.start_slot("s1", replace(spec(), options={"nonsense": 1}))
+        failed = only(collect(pool, SlotFailed), SlotFailed)
+        assert isinstance(failed, SlotFailed)
+        assert failed.failure.kind is FailureKind.SPEC
+        assert "nonsense" in failed.failure.message
+        assert "CellError" in failed.failure.detail
+        pool.stop_slot("s1")
+        assert pool.wait(0.0) == []
+
+    def test_a_unit_is_answered_as_the_engine_answers_it(self, pool: Pool) -> None:
+        start(pool, "s1")
+        pool.submit("s1", work(), 3)
+        answered = only(collect(pool, UnitAnswered), UnitAnswered)
+        assert isinstance(answered, UnitAnswered)
+        assert (answered.slot, answered.unit_id, answered.attempt) == ("s1", "u", 3)
+        expected = FakeEngine(spec()).answer(Shard(REQUESTS), [BASE])
+        assert answered.answers.subjects == tuple(expected)
+        assert answered.answers.hardware.device == "fake"
+        assert answered.answers.seconds > 0
+
+    def test_what_a_unit_raises_is_an_event_and_its_slot_goes_on(self, pool: Pool) -> None:
+        start(pool, "s1", {"do": "raise", "call": 0, "message": "no such thing"})
+        pool.submit("s1", work(), 1)
+        failed = only(collect(pool, UnitFailed), UnitFailed)
+        assert isinstance(failed, UnitFailed)
+        assert failed.failure.kind is FailureKind.CRASHED
+        assert failed.failure.message == "RuntimeError: no such thing"
+        assert failed.failure.retryable
+        assert "fake.py" in failed.failure.detail
+        pool.submit("s1", work(), 2)
+        answered = only(collect(pool, UnitAnswered), UnitAnswered)
+        assert isinstance(answered, UnitAnswered)
+        assert answered.attempt == 2
+
+    def test_an_error_about_a_unit_keeps_its_kind(self, pool: Pool) -> None:
+        start(pool, "s1", {"do": "out_of_memory"})
+        pool.submit("s1", work(), 1)
+        failed = only(collect(pool, UnitFailed), UnitFailed)
+        assert isinstance(failed, UnitFailed)
+        assert failed.failure.kind is FailureKind.OUT_OF_MEMORY
+        assert failed.failure.retryable
+
+    def test_what_is_wrong_with_one_subject_is_in_its_answers(self, pool: Pool) -> None:
+        start(pool, "s1", {"do": "fail", "adapter": "", "kind": "not_finite"})
+        pool.submit("s1", work(), 1)
+        answered = only(collect(pool, UnitAnswered), UnitAnswered)
+        assert isinstance(answered, UnitAnswered)
+        failure = answered.answers.subjects[0].failure
+        assert failure is not None
+        assert failure.kind is FailureKind.NOT_FINITE
+
+    def test_a_broken_engine_is_a_lost_slot_that_nothing_is_heard_of_again(
+        self, pool: Pool
+    ) -> None:
+        start(pool, "s1", {"do": "fatal", "message": "CUDA is gone"})
+        pool.submit("s1", work(), 1)
+        lost = only(collect(pool, SlotLost), SlotLost)
+        assert isinstance(lost, SlotLost)
+        assert lost.failure.message == "CUDA is gone"
+        assert lost.failure.retryable
+        pool.stop_slot("s1")
+        assert pool.wait(0.0) == []
+
+    def test_a_stopped_slot_says_nothing_more_and_the_others_go_on(self, pool: Pool) -> None:
+        start(pool, "s1")
+        start(pool, "s2")
+        pool.submit("s1", work("first"), 1)
+        pool.submit("s2", work("second"), 1)
+        pool.stop_slot("s1")
+        events = collect(pool, UnitAnswered)
+        assert {event.slot for event in events if isinstance(event, UnitAnswered)} == {"s2"}
+
+    def test_a_slot_that_is_stopped_while_it_starts_never_comes_up(self, pool: Pool) -> None:
+        pool.start_slot("s1", spec())
+        pool.stop_slot("s1")
+        pool.start_slot("s2", spec())
+        events = collect(pool, SlotReady)
+        assert {event.slot for event in events if isinstance(event, SlotReady)} == {"s2"}
+
+    def test_a_released_value_still_reaches_what_was_submitted_before(self, pool: Pool) -> None:
+        start(pool, "s1")
+        pool.submit("s1", work(), 1)
+        pool.submit_call("c1", count_documents, Shared(REQUESTS.digest), 10)
+        pool.release(REQUESTS.digest)
+        pool.release("never shared")
+        events = collect(pool, UnitAnswered, CallDone)
+        done = only(events, CallDone)
+        assert isinstance(done, CallDone)
+        assert done.result == len(REQUESTS.documents) + 10
+
+    def test_calls_return_their_results(self, pool: Pool) -> None:
+        assert call_all(pool, {"a": (total, (1, 2)), "b": (total, ()), "c": (total, (5,))}) == {
+            "a": 3,
+            "b": 0,
+            "c": 5,
+        }
+
+    @pytest.mark.parametrize(("kind", "retryable"), [("task_failed", False), ("timed_out", True)])
+    def test_a_call_that_raises_a_cell_error_keeps_its_kind(
+        self, pool: Pool, kind: str, retryable: bool
+    ) -> None:
+        pool.submit_call("c1", refuse, kind)
+        failed = only(collect(pool, CallFailed), CallFailed)
+        assert isinstance(failed, CallFailed)
+        assert (failed.failure.kind, failed.failure.retryable) == (kind, retryable)
+        assert failed.failure.message == "scripted"
+
+    def test_a_call_that_crashes_says_where(self, pool: Pool) -> None:
+        pool.submit_call("c1", crash)
+        failed = only(collect(pool, CallFailed), CallFailed)
+        assert isinstance(failed, CallFailed)
+        assert failed.failure.message == "ZeroDivisionError: scripted"
+        assert "pool_contract.py" in failed.failure.detail
+
+    def test_nothing_under_way_is_nothing_to_wait_for(self, pool: Pool) -> None:
+        assert pool.wait(5.0) == []
+
+    def test_closing_stops_everything_and_twice_is_harmless(self, pool: Pool) -> None:
+        start(pool, "s1")
+        pool.submit("s1", work(), 1)
+        pool.submit_call("c1", total, 1)
+        pool.close()
+        pool.close()
+        assert pool.wait(0.0) == []
+
+    @pytest.mark.parametrize("shards", [1, 3])
+    def test_a_plan_is_driven_to_its_end(
+        self, pool: Pool, shards: int, monotonic: Callable[[], float]
+    ) -> None:
+        plan = make_plan(bases=2, adapters=2, tasks=2, shards=shards)
+        sink = MemorySink()
+        outcome = drive(
+            plan,
+            pool=pool,
+            sink=sink,
+            policy=Policy(slots=2),
+            clock=monotonic,
+            request_sets=make_request_set,
+            score=mean_logprob,
+        )
+        assert set(outcome.done) == set(plan.cells) == set(sink.results)
+        assert outcome.failed == {}
+        assert outcome.num_attempts == outcome.num_units == len(plan.units)
+        for cell in plan.cells.values():
+            engine = FakeEngine(plan.engines[cell.base])
+            shard = Shard(make_request_set(cell.request_set))
+            (expected,) = engine.answer(shard, [plan.subjects[cell.subject]])
+            assert tuple(sink.load_answers(cell)) == expected.answers

@@ -1,0 +1,124 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from raypeft.core.comparable import (
+    Pair,
+    check_comparable,
+    check_metric,
+    match_baseline,
+    paired_samples,
+)
+from raypeft.errors import IncomparableError
+from tests.core.cells import HARDWARE, NUMERICS, make_cell, with_sample
+
+BASELINE = make_cell([0, 1, 1])
+ADAPTER = make_cell([1, 1, 1], adapter="lora")
+OTHER_TORCH = replace(HARDWARE, software={**HARDWARE.software, "torch": "2.14"})
+NO_PEFT = replace(HARDWARE, software={"torch": "2.13"})
+OTHER_GPU = replace(HARDWARE, fingerprint="f2", device="GPU")
+
+
+def test_equal_conditions_are_comparable_and_need_no_note() -> None:
+    assert check_comparable(BASELINE, ADAPTER) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "left", "right"),
+    [
+        ({"base_digest": "x"}, "base_digest", "digest of base", "x"),
+        ({"request_set": "x"}, "request_set", "requests of toy", "x"),
+        ({"numerics": {**NUMERICS, "dtype": "bfloat16"}}, "numerics.dtype", '"float32"',
+         '"bfloat16"'),
+        ({"numerics": {**NUMERICS, "attn": "sdpa"}}, "numerics.attn", "(absent)", '"sdpa"'),
+        ({"numerics": {"engine": "vllm"}}, "numerics.engine", '"hf"', '"vllm"'),
+        ({"sampling_seed": 7}, "sampling_seed", "None", "7"),
+        ({"hardware": (OTHER_TORCH,)}, "software.torch", "2.13", "2.14"),
+        ({"hardware": (NO_PEFT,)}, "software.peft", "0.21", "(absent)"),
+        ({"hardware": (HARDWARE, OTHER_TORCH)}, "software.torch", "2.13", "2.13 and 2.14"),
+        ({"hardware": (OTHER_GPU,)}, "hardware", "f1 (CPU)", "f2 (GPU)"),
+        ({"hardware": (HARDWARE, OTHER_GPU)}, "hardware", "f1 (CPU)", "f1 (CPU) and f2 (GPU)"),
+        ({"hardware": ()}, "software.peft", "0.21", "(absent)"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_refused_with_its_field_and_both_values(
+    change: dict[str, Any], field: str, left: str, right: str
+) -> None:
+    with pytest.raises(IncomparableError) as caught:
+        check_comparable(BASELINE, replace(ADAPTER, **change))
+    error = caught.value
+    assert (error.field, error.left, error.right) == (field, left, right)
+    assert "base/lora against base on toy" in str(error)
+
+
+def test_another_lm_eval_is_refused() -> None:
+    newer = replace(ADAPTER, scored=replace(ADAPTER.scored, lm_eval_version="0.5"))
+    with pytest.raises(IncomparableError, match=r"lm_eval_version differs: '0.4.13' against '0.5'"):
+        check_comparable(BASELINE, newer)
+
+
+@pytest.mark.parametrize("mixture", [(HARDWARE, OTHER_GPU), (HARDWARE, OTHER_TORCH), ()])
+def test_the_same_mixture_on_both_sides_is_not_the_same_conditions(mixture: Any) -> None:
+    with pytest.raises(IncomparableError):
+        check_comparable(replace(BASELINE, hardware=mixture), replace(ADAPTER, hardware=mixture))
+
+
+def test_shards_on_several_nodes_of_one_kind_are_comparable() -> None:
+    nodes = (HARDWARE, replace(HARDWARE, node="n2"))
+    assert check_comparable(BASELINE, replace(ADAPTER, hardware=nodes)) == ""
+
+
+def test_different_hardware_is_let_through_on_request_and_noted() -> None:
+    note = check_comparable(
+        BASELINE, replace(ADAPTER, hardware=(OTHER_GPU,)), allow_mixed_hardware=True
+    )
+    assert note == "mixed hardware: f1 (CPU) against f2 (GPU)"
+
+
+def test_a_cell_finds_the_baseline_of_its_request_set() -> None:
+    other = make_cell([0, 0], request_set="other")
+    match = match_baseline(ADAPTER, [other, BASELINE])
+    assert match.pair == Pair(baseline=BASELINE, adapter=ADAPTER)
+
+
+def test_a_cell_without_a_baseline_says_so() -> None:
+    match = match_baseline(ADAPTER, [make_cell([1], task="elsewhere"), make_cell([1], base="b2")])
+    assert match.pair is None
+    assert match.refusal == "no baseline: base alone has no result on toy"
+
+
+def test_a_baseline_of_other_requests_is_named_in_the_refusal() -> None:
+    match = match_baseline(ADAPTER, [make_cell([0, 0], request_set="other")])
+    assert "request_set differs: 'other' against 'requests of toy'" in match.refusal
+
+
+@pytest.mark.parametrize("field", ["doc_hash", "prompt_hash", "target_hash"])
+def test_documents_must_be_the_same_in_every_hash(field: str) -> None:
+    changed = with_sample(ADAPTER, 1, **{field: "x"})
+    with pytest.raises(IncomparableError, match=f"{field} of document 1 differs"):
+        paired_samples(Pair(baseline=BASELINE, adapter=changed), "none")
+
+
+def test_documents_are_paired_by_number_in_any_order() -> None:
+    shuffled = replace(
+        ADAPTER, scored=replace(ADAPTER.scored, samples=ADAPTER.scored.samples[::-1])
+    )
+    pairs = paired_samples(Pair(baseline=BASELINE, adapter=shuffled), "none")
+    assert [(one.doc_id, other.doc_id) for one, other in pairs] == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_a_missing_document_is_refused_by_number() -> None:
+    short = replace(ADAPTER, scored=replace(ADAPTER.scored, samples=ADAPTER.scored.samples[:2]))
+    with pytest.raises(IncomparableError, match=r"document 2 differs: 'present' against"):
+        paired_samples(Pair(baseline=BASELINE, adapter=short), "none")
+
+
+def test_metrics_must_be_defined_alike() -> None:
+    pair = Pair(baseline=BASELINE, adapter=ADAPTER)
+    (metric,) = ADAPTER.scored.metrics
+    check_metric(pair, metric, metric)
+    with pytest.raises(IncomparableError, match=r"metric acc,none differs: '\(absent\)'"):
+        check_metric(pair, None, metric)
+    with pytest.raises(IncomparableError, match="aggregation of acc,none differs: 'mean' against"):
+        check_metric(pair, metric, replace(metric, aggregation="median"))

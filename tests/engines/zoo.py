@@ -1,0 +1,106 @@
+"""Real PEFT adapters of many types, for a tiny base, and what a plain HFLM answers with each."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM
+
+from raypeft.core.records import Answer, RequestSet, RequestType
+
+CLEAN: dict[str, Callable[[], Any]] = {
+    "lora_r4": lambda: peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    "lora_r8_all_linear": lambda: peft.LoraConfig(r=8, target_modules="all-linear"),
+    "rslora": lambda: peft.LoraConfig(r=8, use_rslora=True, target_modules=["q_proj"]),
+    "lora_rank_pattern": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], rank_pattern={"layers.1.self_attn.q_proj": 2}
+    ),
+    "lora_embedding": lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"]),
+    "dora": lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "v_proj"]),
+    "ia3": lambda: peft.IA3Config(
+        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
+    "loha": lambda: peft.LoHaConfig(r=2, target_modules=["q_proj"]),
+    "lokr": lambda: peft.LoKrConfig(r=2, target_modules=["q_proj"]),
+    "vera": lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"]),
+    "oft": lambda: peft.OFTConfig(oft_block_size=8, target_modules=["q_proj"]),
+    "ln_tuning": lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]),
+    "prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
+    "prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
+    "p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
+    "trainable_tokens": lambda: peft.TrainableTokensConfig(token_indices=[300, 301]),
+}
+"""Types after which the base needs no reload."""
+
+MUTATING: dict[str, Callable[[], Any]] = {
+    "bias_all": lambda: peft.LoraConfig(r=4, bias="all", target_modules=["q_proj"]),
+    "pissa": lambda: peft.LoraConfig(r=4, init_lora_weights="pissa", target_modules=["q_proj"]),
+    "saved_lm_head": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    ),
+    "layer_replication": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2]]
+    ),
+    "adaption_prompt": lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1),
+}
+"""Types that leave the base changed."""
+
+ZOO = CLEAN | MUTATING
+
+
+def make_adapter(
+    base: Path, folder: Path, name: str, *, seed: int = 5, with_embeddings: bool = False
+) -> Path:
+    """Save an adapter of the zoo with random weights and return its folder."""
+    config = ZOO[name]()
+    config.task_type = "CAUSAL_LM"
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's advice on training does not matter here
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(str(base))
+        adapted = peft.get_peft_model(model, config)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        adapted.save_pretrained(str(folder), save_embedding_layers=with_embeddings)
+    return folder
+
+
+def reference(base: Path, adapter: Path | None, *, batch_size: int, **settings: Any) -> HFLM:
+    """Return lm-eval's own model, freshly loaded, with PEFT's own loading of an adapter."""
+    defaults = {"device": "cpu", "dtype": "float32", "softmax_dtype": "float32"}
+    model = HFLM(pretrained=str(base), batch_size=batch_size, **(defaults | settings))
+    if adapter is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model._model = peft.PeftModel.from_pretrained(model._model, str(adapter)).eval()
+    return model
+
+
+def reference_answers(model: HFLM, requests: RequestSet) -> tuple[Answer, ...]:
+    """Return what lm-eval's public methods say to a request set, one call for each type."""
+    answers: list[Answer] = []
+    kinds: Sequence[RequestType] = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+    for kind in kinds:
+        own = [request for request in requests.requests if request.request_type == kind]
+        instances = [
+            Instance(request_type=kind, doc={}, arguments=request.arguments, idx=0)
+            for request in own
+        ]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
+            results = getattr(model, kind)(instances, disable_tqdm=True) if own else []
+        for request, result in zip(own, results, strict=True):
+            if kind == "loglikelihood":
+                answers.append(Answer(request.index, logprob=result[0], is_greedy=result[1]))
+            elif kind == "loglikelihood_rolling":
+                answers.append(Answer(request.index, logprob=float(result)))
+            else:
+                answers.append(Answer(request.index, text=result))
+    return tuple(sorted(answers, key=lambda answer: answer.index))
