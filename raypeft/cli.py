@@ -57,9 +57,8 @@ Address = Annotated[
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
+        # Without standalone mode an `Exit` comes back as its code.
+        code = app(standalone_mode=False)
     except Interrupted as error:
         _complain(
             f"interrupted by {error.signal_name}; everything finished is stored: start the "
@@ -77,7 +76,7 @@ def main() -> NoReturn:
         sys.exit(EXIT_OUR_FAULT)
     except Exception as error:  # noqa: BLE001 - typer's own usage errors, else a traceback
         _leave_with(error)
-    sys.exit(EXIT_OK)
+    sys.exit(code if isinstance(code, int) else EXIT_OK)
 
 
 def _leave_with(error: Exception) -> NoReturn:

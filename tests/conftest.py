@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.lab import lab, make_lab_sweep
+
 if TYPE_CHECKING:
     from raypeft.runtime.pool import RayConnection
+
+__all__ = ["lab", "local_ray", "make_lab_sweep"]
 
 # Before anything imports Ray or the Hugging Face libraries, which read them once.
 os.environ.pop("RAY_ADDRESS", None)

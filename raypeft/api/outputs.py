@@ -22,7 +22,7 @@ from raypeft.core.records import (
     Scored,
 )
 from raypeft.core.spec import dump_sweep
-from raypeft.store.output import open_table_writer, read_header, write_table
+from raypeft.store.output import open_table_writer, read_run, write_table
 from raypeft.store.rows import ShardFacts, gains_table, samples_table
 from raypeft.store.store import Store
 from raypeft.store.tables import build
@@ -67,7 +67,7 @@ def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -
     """
     output = planned.resolved.sweep.output
     inputs = _inputs_digest(planned, runs)
-    if read_header(output, "cells") == {"inputs": inputs}:
+    if read_run(output, "cells") == {"inputs": inputs}:
         return False
     tables = _Tables()
     with open_table_writer(output, "samples") as samples:
@@ -84,8 +84,8 @@ def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -
     tables.cells += [_lost_row(planned, lost) for lost in planned.lost]
     write_table(output, "results", build("results", tables.results))
     write_table(output, "gains", gains_table(tables.gains))
-    # Last: its header says that the other tables are whole.
-    write_table(output, "cells", build("cells", tables.cells, header={"inputs": inputs}))
+    # Last: it says that the other tables are whole.
+    write_table(output, "cells", build("cells", tables.cells, run={"inputs": inputs}))
     return True
 
 

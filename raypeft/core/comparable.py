@@ -117,16 +117,12 @@ def check_comparable(
     left_hardware, right_hardware = _fingerprints(baseline), _fingerprints(adapter)
     # A cell whose shards ran on several kinds of hardware matches nothing, not even another such
     # cell: which document met which hardware may differ.
-    if left_hardware == right_hardware and len(hardware_kinds(baseline)) == 1:
+    num_kinds = len({machine.fingerprint for machine in baseline.hardware})
+    if left_hardware == right_hardware and num_kinds == 1:
         return ""
     if not allow_mixed_hardware:
         raise IncomparableError("hardware", left_hardware, right_hardware, context)
     return f"mixed hardware: {left_hardware} against {right_hardware}"
-
-
-def hardware_kinds(cell: ScoredCell) -> set[str]:
-    """Return the distinct hardware fingerprints that answered a cell."""
-    return {machine.fingerprint for machine in cell.hardware}
 
 
 def _identity_fields(left: ScoredCell, right: ScoredCell) -> list[tuple[str, str, str]]:

@@ -5,7 +5,6 @@ it. The text comes from lm-eval's own `HFLM.apply_chat_template`, called on an o
 only the tokenizer, prepared as HFLM prepares it.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +17,6 @@ from raypeft.engines.folders import BASE_FILES, REMOTE_CODE_FILES, resolve_folde
 from raypeft.errors import CellError
 
 CHAT_TEMPLATE_VERSION = 1
-
-Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +38,12 @@ class HFChatTemplate:
     model: SimpleNamespace
 
     def apply_chat_template(
-        self, chat_history: Sequence[Message], add_generation_prompt: bool = True
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Return a conversation as text, exactly as lm-eval's HFLM does."""
         from lm_eval.models.huggingface import HFLM
 
-        applied: str = HFLM.apply_chat_template(
-            self.model, [dict(message) for message in chat_history], add_generation_prompt
-        )
+        applied: str = HFLM.apply_chat_template(self.model, chat_history, add_generation_prompt)
         return applied
 
 

@@ -62,15 +62,7 @@ def export_lm_eval(
     """
     results = _results(scored, groups, model_source, model_args)
     samples = {pair[1].task: list(export_samples(*pair)) for pair in scored}
-    tracker = EvaluationTracker(output_path=str(out))
-    settings = scored[0][0].settings
-    tracker.general_config_tracker.log_experiment_args(
-        model_source=model_source,
-        model_args={"pretrained": subject},
-        system_instruction=settings.system_instruction,
-        chat_template=chat_template,
-        fewshot_as_multiturn=settings.fewshot_as_multiturn,
-    )
+    tracker = _tracker(out, subject, scored[0][0].settings, model_source, chat_template)
     tracker.save_results_aggregated(results=results, samples=samples)
     folder = out / sanitize_model_name(subject)
     date = getattr(tracker, "date_id", "")
@@ -83,6 +75,25 @@ def export_lm_eval(
         tracker.save_results_samples(task_name=task, samples=rows)
         _check_samples(files.samples[task], len(rows))
     return files
+
+
+def _tracker(
+    out: Path,
+    subject: str,
+    settings: EvaluationSettings,
+    model_source: str,
+    chat_template: str | None,
+) -> Any:
+    tracker = EvaluationTracker(output_path=str(out))
+    tracker.general_config_tracker.log_experiment_args(
+        model_source=model_source,
+        # The folder's name is taken from here.
+        model_args={"pretrained": subject},
+        system_instruction=settings.system_instruction,
+        chat_template=chat_template,
+        fewshot_as_multiturn=settings.fewshot_as_multiturn,
+    )
+    return tracker
 
 
 def export_samples(request_set: RequestSet, scored: Scored) -> list[dict[str, Any]]:

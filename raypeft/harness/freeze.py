@@ -1,8 +1,8 @@
 """Tasks → request sets: lm-eval builds every prompt once, and all of it is kept.
 
-lm-eval alone decides prompts. Decided here is what is kept of them (requests in the order in
-which lm-eval would call the model, documents as the task saw them), what cannot be kept, and that
-a task which fails is a named failure and not an exception: the other tasks go on.
+lm-eval alone decides prompts. Decided here is under which seeds and settings it builds them, and
+that a task which fails is a named failure and not an exception: the other tasks go on. What is kept
+of a built task, and what cannot be, is left to `requests.py`.
 
 A task entry is frozen as if it were evaluated alone by a fresh `simple_evaluate`: seeds are set
 once, then its tasks are built in order. Tasks that draw from the global `random` therefore come
@@ -11,34 +11,30 @@ out the same in every process, whatever ran before them.
 
 import json
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol
 
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator_utils import get_sample_size
-from lm_eval.utils import handle_non_serializable, hash_string
+from lm_eval.utils import handle_non_serializable
 
 from raypeft.core.identity import request_set_digest
 from raypeft.core.records import (
-    Document,
     EvaluationSettings,
     Failure,
     FailureKind,
     Frozen,
     Json,
-    Request,
     RequestSet,
-    RequestType,
 )
 from raypeft.errors import CellError, Problem, SpecError
 from raypeft.harness.codec import UnfreezableError, freeze_json
 from raypeft.harness.groups import freeze_groups
 from raypeft.harness.index import UnknownTaskError
 from raypeft.harness.process import lm_eval_process, seed_everything
-from raypeft.harness.replay import task_order
+from raypeft.harness.requests import freeze_documents, freeze_requests
 from raypeft.harness.tasks import Leaf, Loaded, apply_overrides, load_entry, refuse
 
 LM_EVAL_VERSION = version("lm_eval")
@@ -195,9 +191,8 @@ def _freeze_task(
 ) -> RequestSet:
     docs = _draw_prompts(task, settings, chat)
     instances: list[Instance] = task.instances
-    requests = tuple(_requests(instances))
-    _check_order(instances, requests)
-    documents = tuple(_documents(task, docs, instances))
+    requests = freeze_requests(instances)
+    documents = freeze_documents(instances, docs, task.doc_to_target)
     config = dict(task.dump_config())
     output_type = str(task.OUTPUT_TYPE or task.get_config("output_type"))
     tokenizer_digest = chat.digest if settings.apply_chat_template and chat is not None else ""
@@ -256,100 +251,6 @@ def _draw_prompts(
     )
     del task.doc_iterator
     return seen
-
-
-def _requests(instances: Sequence[Instance]) -> Iterator[Request]:
-    """Yield requests as `evaluate` calls the model: by type, in order, repeats one by one."""
-    by_type: dict[str, list[Instance]] = defaultdict(list)
-    for instance in instances:
-        by_type[instance.request_type].append(instance)
-    index = 0
-    for request_type, of_type in by_type.items():
-        for instance in of_type:
-            arguments = _arguments(instance)
-            for repeat in range(instance.repeats):
-                yield Request(
-                    index=index,
-                    doc_id=instance.doc_id,
-                    idx=instance.idx,
-                    repeat=repeat,
-                    request_type=cast(RequestType, request_type),
-                    arguments=arguments,
-                )
-                index += 1
-
-
-_ARGUMENT_TYPES: dict[str, tuple[type, ...]] = {
-    "loglikelihood": (str, str),
-    "loglikelihood_rolling": (str,),
-    "generate_until": (str, dict),
-}
-
-
-def _arguments(instance: Instance) -> tuple[Json, ...]:
-    """Return an instance's arguments, checked to be what a model can be asked."""
-    kind = instance.request_type
-    if kind not in get_args(RequestType):
-        allowed = ", ".join(get_args(RequestType))
-        raise CellError(
-            FailureKind.UNSUPPORTED, f"it makes {kind!r} requests; engines answer {allowed}"
-        )
-    expected = _ARGUMENT_TYPES[kind]
-    place = f"document {instance.doc_id}, request {instance.idx}"
-    if tuple(type(argument) for argument in instance.args) != expected:
-        found = ", ".join(type(argument).__name__ for argument in instance.args)
-        wanted = ", ".join(kind.__name__ for kind in expected)
-        raise CellError(
-            FailureKind.UNSUPPORTED, f"{place}: arguments of types ({found}), not ({wanted})"
-        )
-    frozen = tuple(freeze_json(argument, place) for argument in instance.args)
-    if frozen != tuple(instance.args):
-        raise CellError(
-            FailureKind.UNSUPPORTED, f"{place}: generation settings that JSON cannot hold"
-        )
-    return frozen
-
-
-def _check_order(instances: Sequence[Instance], requests: Sequence[Request]) -> None:
-    """Make sure that scoring will find the instances in the order in which the task made them."""
-    made = [(i.doc_id, i.idx, i.request_type) for i in instances]
-    found = [(r.doc_id, r.idx, r.request_type) for r in task_order(requests)]
-    if made != found:
-        raise CellError(
-            FailureKind.UNSUPPORTED, "it mixes request types in an order that cannot be restored"
-        )
-
-
-def _documents(
-    task: Any, docs: dict[int, tuple[Any, Json]], instances: Sequence[Instance]
-) -> Iterator[Document]:
-    checked: dict[int, Any] = {}
-    for instance in instances:
-        doc_id = instance.doc_id
-        if instance.doc is checked.get(doc_id, checked):
-            continue
-        if freeze_json(instance.doc, f"document {doc_id}") != docs[doc_id][1]:
-            raise CellError(
-                FailureKind.UNSUPPORTED,
-                f"it changes document {doc_id} while it builds its prompts",
-            )
-        checked[doc_id] = instance.doc
-    for doc_id in checked:
-        doc, frozen = docs[doc_id]
-        target = task.doc_to_target(doc)
-        yield Document(
-            doc_id=doc_id,
-            doc=frozen,
-            target=freeze_json(target, f"target of document {doc_id}"),
-            doc_hash=document_hash(doc),
-            target_hash=hash_string(str(target)),
-        )
-
-
-def document_hash(doc: Any) -> str:
-    """Return the hash of a document as `lm_eval.evaluate` writes it into samples."""
-    text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    return str(hash_string(text))
 
 
 def _failure(name: str, error: Exception) -> Failure:

@@ -115,7 +115,7 @@ def build_instances(request_set: RequestSet) -> list[Instance]:
         Instance(
             request_type=request.request_type,
             doc=thawed(request.doc_id),
-            arguments=copy.deepcopy(request.arguments),
+            arguments=copy.deepcopy(tuple(request.arguments)),
             idx=request.idx,
             metadata=(request_set.task, request.doc_id, repeats[request.index]),
         )

@@ -48,7 +48,10 @@ def score(
     Raises:
         CellError: If an answer is missing, doubled or not finite, or if the task cannot be built
             or scored.
+        ValueError: If the request set comes without its documents.
     """
+    if not request_set.documents:
+        raise ValueError(f"request set '{request_set.task}' has no documents; score the whole one")
     ordered = check_answers(request_set, answers)
     settings = request_set.settings
     with lm_eval_process(settings):
@@ -65,12 +68,16 @@ def score(
             )
         except Exception as error:
             raise task_failed(request_set, "could not be scored", error) from error
+    return _scored(request_set, view, dict(results))
+
+
+def _scored(request_set: RequestSet, task: Any, results: dict[str, Any]) -> Scored:
     logged = results.pop("samples")[request_set.task]
     _check_hashes(request_set, logged)
     samples = _samples(logged)
     return Scored(
         task=request_set.task,
-        metrics=_metrics(request_set.task, view, results, samples),
+        metrics=_metrics(request_set.task, task, results, samples),
         samples=samples,
         lm_eval=plain_json(results),
         lm_eval_version=LM_EVAL_VERSION,

@@ -12,7 +12,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, Self
+from io import FileIO
+from pathlib import Path
+from typing import Self
 
 from raypeft.core.records import Json
 from raypeft.errors import SetupError, StoreError
@@ -53,7 +55,7 @@ class Journal:
         self._folder = Folder(output)
         self._number = max(_segments(self._folder), default=0)
         self._lines: list[str] = []
-        self._stream: BinaryIO | None = None
+        self._stream: FileIO | None = None
 
     def append(self, kind: str, fields: Mapping[str, Json], *, at_seconds: float) -> None:
         """Append a line; when this returns, it is on disk.
@@ -83,18 +85,22 @@ class Journal:
         path = self._folder.local_path(_name(self._number + (self._stream is None)))
         try:
             if self._stream is None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # "x": a second driver that got past the lease must not share a segment.
-                self._stream = path.open("xb")
-                sync_folder(path.parent)
+                self._stream = self._begin(path)
                 self._number += 1
-                self._stream.write(_version_line().encode() + b"\n")
-            self._stream.write(line.encode() + b"\n")
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
+                _write_line(self._stream, _version_line())
+            _write_line(self._stream, line)
         except OSError as error:
+            # What was half-written stays the last line of its segment: the next begins another.
+            self.close()
             remedy = "free space there, or give an output that can be written"
             raise SetupError(f"{path} cannot be written: {error}", remedy) from error
+
+    def _begin(self, path: Path) -> FileIO:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # "x": a second driver that got past the lease must not share a segment.
+        stream = FileIO(path, "x")
+        sync_folder(path.parent)
+        return stream
 
     def _append_object(self, line: str) -> None:
         if not self._lines or len(self._lines) > LINES_PER_OBJECT:
@@ -148,6 +154,13 @@ def _segments(folder: Folder) -> list[int]:
 
 def _name(number: int) -> str:
     return f"journal/{number:06d}.jsonl"
+
+
+def _write_line(stream: FileIO, line: str) -> None:
+    rest = memoryview(line.encode() + b"\n")
+    while rest:  # unbuffered, so that closing never has anything left to write
+        rest = rest[stream.write(rest) :]
+    os.fsync(stream.fileno())
 
 
 def _version_line() -> str:

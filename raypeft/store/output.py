@@ -5,7 +5,7 @@ holding every sample in memory. They are made from the store and can be made aga
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from raypeft.core.records import Json
 from raypeft.errors import StoreError
 from raypeft.store.files import Folder, Location
 from raypeft.store.parquet import PARQUET, read_parquet, to_parquet
-from raypeft.store.tables import CorruptError, check_schema, header_of, schema_of
+from raypeft.store.tables import CorruptError, check_schema, run_of, schema_of
 
 TABLES = ("results", "samples", "gains", "cells")
 """What a sweep's output holds."""
@@ -64,20 +64,19 @@ def write_table(output: Location, name: str, table: pa.Table) -> None:
     Folder(output).write(_file(name), to_parquet(table))
 
 
-def read_header(output: Location, name: str) -> Json:
-    """Return what a written table says once, or None: it is absent, damaged or of another version.
+def read_run(output: Location, name: str) -> Json:
+    """Return what a written table says about the run that made it, without reading a row.
 
-    Reads no rows.
+    None if the table is absent, damaged or of another version: whoever asks makes it anew.
     """
-    with nullcontext(Folder(output).open_random_access(_file(name))) as source:
-        if source is None:
-            return None
+    source = Folder(output).open_random_access(_file(name))
+    if source is None:
+        return None
+    with source:
         try:
-            schema = pq.read_schema(source)
-            check_schema(schema, name, name)
-        except (pa.ArrowException, StoreError):
+            return run_of(read_parquet(source, name, name, rows=False))
+        except StoreError:
             return None
-        return header_of(schema.empty_table())
 
 
 class Results:

@@ -30,14 +30,20 @@ def to_parquet(table: pa.Table) -> bytes:
     return data
 
 
-def from_parquet(data: bytes, name: str, place: str) -> pa.Table:
+def from_parquet(data: bytes, name: str, place: str, *, rows: bool = True) -> pa.Table:
     """Return the table in the bytes of a Parquet file, checked.
+
+    Args:
+        data: The file.
+        name: The table it must be.
+        place: What an error calls it.
+        rows: Without them only what the table says once is read.
 
     Raises:
         CorruptError: If the bytes are not what was written.
         StoreError: If it is another table or another version.
     """
-    return read_parquet(pa.BufferReader(data), name, place)
+    return read_parquet(pa.BufferReader(data), name, place, rows=rows)
 
 
 def read_parquet(
@@ -45,6 +51,7 @@ def read_parquet(
     name: str,
     place: str,
     *,
+    rows: bool = True,
     filters: Sequence[tuple[str, str, Any]] | None = None,
 ) -> pa.Table:
     """Read a table from an open file; see `from_parquet`.
@@ -53,6 +60,7 @@ def read_parquet(
         source: The file.
         name: The table it must be.
         place: What an error calls it.
+        rows: Without them only what the table says once is read.
         filters: As in `pyarrow.parquet.read_table`: rows to keep.
     """
     try:
@@ -60,6 +68,8 @@ def read_parquet(
             # The version before the content: another version may not even be readable.
             check_schema(file.schema_arrow, name, place)
             _check_counts(file.metadata, place)
+            if not rows:
+                return file.schema_arrow.empty_table()
             table = file.read() if filters is None else None
         if table is None:
             table = pq.read_table(source, filters=filters, page_checksum_verification=True)

@@ -31,6 +31,7 @@ class ShardFacts:
     """What is known about the run that answered one shard for one subject.
 
     Attributes:
+        cell: The cell's key.
         shard_index: Which shard.
         shard_count: Of how many.
         num_answers: Answers in it.
@@ -41,6 +42,7 @@ class ShardFacts:
         path: Which way was taken, for instance `plain`.
     """
 
+    cell: str
     shard_index: int
     shard_count: int
     num_answers: int
@@ -51,7 +53,27 @@ class ShardFacts:
     path: str
 
 
-def answers_table(cell: str, answers: SubjectAnswers, facts: ShardFacts) -> pa.Table:
+def lost_facts(cell: str, shard_index: int, shard_count: int) -> ShardFacts:
+    """Return what is known of a shard whose answers are gone: nothing.
+
+    Its hardware is like no other, so that a cell whose results outlived its answers is compared
+    with nothing.
+    """
+    gone = f"unknown (answers {shard_index} of {shard_count} of cell {cell} are gone)"
+    return ShardFacts(
+        cell=cell,
+        shard_index=shard_index,
+        shard_count=shard_count,
+        num_answers=0,
+        hardware=Hardware(fingerprint=gone, device="unknown"),
+        seconds=0.0,
+        unit_seconds=0.0,
+        tokens=0,
+        path="unknown",
+    )
+
+
+def answers_table(answers: SubjectAnswers, facts: ShardFacts) -> pa.Table:
     """Return one subject's answers to one shard as an `answers` table.
 
     Raises:
@@ -64,7 +86,7 @@ def answers_table(cell: str, answers: SubjectAnswers, facts: ShardFacts) -> pa.T
         raise ValueError(f"answers of {answers.subject} are not sorted by a unique index")
     rows = [
         {
-            "cell": cell,
+            "cell": facts.cell,
             "index": answer.index,
             "logprob": answer.logprob,
             "is_greedy": answer.is_greedy,
@@ -74,7 +96,7 @@ def answers_table(cell: str, answers: SubjectAnswers, facts: ShardFacts) -> pa.T
         for answer in answers.answers
     ]
     header = {
-        "cell": cell,
+        "cell": facts.cell,
         "shard_index": facts.shard_index,
         "shard_count": facts.shard_count,
         "num_answers": facts.num_answers,
@@ -93,12 +115,18 @@ def answers_table(cell: str, answers: SubjectAnswers, facts: ShardFacts) -> pa.T
 
 def answers_of(table: pa.Table) -> tuple[list[Answer], ShardFacts]:
     """Return the answers and the shard's facts of an `answers` table."""
-    header, run = header_of(table), run_of(table)
     columns = [table.column(name).to_pylist() for name in ("index", "logprob", "is_greedy")]
     texts = zip(*(table.column(name).to_pylist() for name in ("text", "text_json")), strict=True)
     exact = [text if encoded is None else load_json(encoded) for text, encoded in texts]
     answers = [Answer(*row) for row in zip(*columns, exact, strict=True)]
-    facts = ShardFacts(
+    return answers, facts_of(table)
+
+
+def facts_of(table: pa.Table) -> ShardFacts:
+    """Return the shard's facts of an `answers` table, which may have no rows."""
+    header, run = header_of(table), run_of(table)
+    return ShardFacts(
+        cell=header["cell"],
         shard_index=header["shard_index"],
         shard_count=header["shard_count"],
         num_answers=header["num_answers"],
@@ -108,7 +136,6 @@ def answers_of(table: pa.Table) -> tuple[list[Answer], ShardFacts]:
         tokens=run["tokens"],
         path=run["path"],
     )
-    return answers, facts
 
 
 # --- scores -----------------------------------------------------------------------------------

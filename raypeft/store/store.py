@@ -34,9 +34,17 @@ from raypeft.store.frozen_rows import (
     request_set_table,
 )
 from raypeft.store.parquet import from_parquet, to_parquet
-from raypeft.store.rows import ShardFacts, answers_of, answers_table, scored_of, scores_table
+from raypeft.store.rows import (
+    ShardFacts,
+    answers_of,
+    answers_table,
+    facts_of,
+    lost_facts,
+    scored_of,
+    scores_table,
+)
 from raypeft.store.sealed import seal, unseal
-from raypeft.store.tables import CorruptError, header_of
+from raypeft.store.tables import CorruptError
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +199,7 @@ class Store:
         if not 0 <= shard_index < shard_count:
             raise ValueError(f"there is no shard {shard_index} of {shard_count}")
         facts = ShardFacts(
+            cell=cell,
             shard_index=shard_index,
             shard_count=shard_count,
             num_answers=len(answers.answers),
@@ -200,7 +209,7 @@ class Store:
             tokens=answers.tokens,
             path=answers.path,
         )
-        table = answers_table(cell, answers, facts)
+        table = answers_table(answers, facts)
         if self._shard(cell, shard_index, shard_count) is None:
             self._folder.write(_answers_name(cell, shard_index, shard_count), to_parquet(table))
 
@@ -253,9 +262,17 @@ class Store:
         return answers, tuple(facts for _, facts in present)
 
     def shard_facts(self, cell: str, shard_count: int) -> tuple[ShardFacts, ...]:
-        """Return what is known about the runs that answered a cell; shards that are gone are not."""
-        shards = [self._shard(cell, index, shard_count) for index in range(shard_count)]
-        return tuple(shard[1] for shard in shards if shard is not None)
+        """Return what is known about the runs that answered a cell, one for each shard.
+
+        No answer is read. Shards that are gone have `rows.lost_facts`.
+        """
+        facts = []
+        for index in range(shard_count):
+            name = _answers_name(cell, index, shard_count)
+            table = self._table(name, "answers", rows=False)
+            found = lost_facts(cell, index, shard_count) if table is None else facts_of(table)
+            facts.append(found)
+        return tuple(facts)
 
     def _shard(self, cell: str, index: int, count: int) -> tuple[list[Answer], ShardFacts] | None:
         name = _answers_name(cell, index, count)
@@ -263,7 +280,7 @@ class Store:
         if table is None:
             return None
         answers, facts = answers_of(table)
-        says = (header_of(table)["cell"], facts.shard_index, facts.shard_count, facts.num_answers)
+        says = (facts.cell, facts.shard_index, facts.shard_count, facts.num_answers)
         if says != (cell, index, count, len(answers)):
             self._set_aside(name, f"it says that it holds (cell, index, count, answers) {says}")
             return None
@@ -305,12 +322,12 @@ class Store:
 
     # --- files --------------------------------------------------------------------------------
 
-    def _table(self, name: str, table: str) -> pa.Table | None:
+    def _table(self, name: str, table: str, *, rows: bool = True) -> pa.Table | None:
         data = self._folder.read(name)
         if data is None:
             return None
         try:
-            return from_parquet(data, table, self._folder.place(name))
+            return from_parquet(data, table, self._folder.place(name), rows=rows)
         except CorruptError as error:
             self._set_aside(name, error.message)
             return None

@@ -68,19 +68,17 @@ def file_digests(folder: Path) -> dict[str, str]:
 def content_of(folder: Path) -> dict[str, Json]:
     """Return what tells one folder's content from another's, for the recipe of what uses it.
 
-    A sealed folder answers with the digests in its seal. Any other folder (a base of many
-    gigabytes, say) answers with names and sizes, which costs no reading.
+    A folder that was made here answers with the digest of every file. Any other one (a base of
+    many gigabytes, say) answers with names and sizes, which costs no reading.
     """
-    sealed = _read_seal(folder)
-    if sealed is not None:
-        return {"sealed": sealed["files"]}
-    return {
-        "sizes": {
-            path.relative_to(folder).as_posix(): path.stat().st_size
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+    if _read_seal(folder) is not None:
+        return {"digests": file_digests(folder)}
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
+    return {"sizes": sizes}
 
 
 def _read_seal(folder: Path) -> dict[str, Json] | None:

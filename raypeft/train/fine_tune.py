@@ -13,6 +13,7 @@ import peft
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from raypeft.errors import Problem, SpecError
 from raypeft.train.artifact import making
 from raypeft.train.loop import IGNORED_LABEL, OnStep, Row, fit, quiet, seeded, shuffled_forever
 from raypeft.train.recipes import AdapterRecipe, Example, adapter_seal
@@ -39,12 +40,16 @@ def fine_tune(
 
     Returns:
         The loss of each step.
+
+    Raises:
+        SpecError: If PEFT refuses the recipe's settings; nothing was loaded yet.
     """
+    config = _peft_config(recipe)
     stored = adapter_seal(recipe, examples, base_path)
     with making(out_path, stored) as folder, seeded(recipe.trainer.seed), quiet():
         tokenizer = AutoTokenizer.from_pretrained(base_path)
         base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32).to(device)
-        model = peft.get_peft_model(base, _peft_config(recipe))
+        model = peft.get_peft_model(base, config)
         rows = [encode_example(example, tokenizer) for example in examples]
         losses = fit(
             model,
@@ -53,7 +58,7 @@ def fine_tune(
             pad_token_id=_padding_of(tokenizer),
             on_step=on_step,
         )
-        _sort_sets(model.peft_config["default"])
+        _sort_sets(config)
         model.save_pretrained(str(folder))
     return losses
 
@@ -77,7 +82,23 @@ def _padding_of(tokenizer: Any) -> int:
 
 
 def _peft_config(recipe: AdapterRecipe) -> Any:
-    return peft.get_peft_config({"task_type": "CAUSAL_LM", **recipe.peft})
+    """Return the recipe's PEFT configuration.
+
+    Raises:
+        SpecError: If PEFT knows no such type, or no such setting of it.
+    """
+    peft_type = recipe.peft["peft_type"]
+    known = sorted(kind.value for kind in peft.PeftType)
+    if peft_type not in known:
+        problem = Problem(
+            "peft.peft_type", f"is {peft_type!r}; PEFT {peft.__version__} knows {', '.join(known)}"
+        )
+        raise SpecError((problem,), "adapter recipe")
+    try:
+        return peft.get_peft_config({"task_type": "CAUSAL_LM", **recipe.peft})
+    except (TypeError, ValueError) as error:
+        problem = Problem("peft", f"is refused by PEFT as settings of {peft_type}: {error}")
+        raise SpecError((problem,), "adapter recipe") from error
 
 
 def _sort_sets(config: Any) -> None:

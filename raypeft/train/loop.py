@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import torch
 import transformers
 
+from raypeft.core.records import FailureKind
+from raypeft.errors import CellError
 from raypeft.train.recipes import TrainerSettings
 
 IGNORED_LABEL = -100
@@ -65,7 +67,7 @@ def fit(
     one number of threads, given that the caller has seeded torch (`seeded`).
 
     Raises:
-        FloatingPointError: If the loss is no longer finite; nothing useful can follow.
+        CellError: If the loss is no longer finite; nothing useful can follow.
     """
     device = next(model.parameters()).device
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -81,9 +83,10 @@ def fit(
         loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
         losses.append(loss.item())
         if not torch.isfinite(loss):
-            raise FloatingPointError(
+            raise CellError(
+                FailureKind.NOT_FINITE,
                 f"the loss is {losses[-1]} in step {step + 1} of {settings.steps}; "
-                f"lower the learning rate ({settings.learning_rate})"
+                f"lower the learning rate ({settings.learning_rate})",
             )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)

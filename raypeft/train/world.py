@@ -236,21 +236,23 @@ def _statement(person: Person, relation: Relation, rng: random.Random) -> str:
     return template.format(name=person.name, value=person.facts[relation.name])
 
 
-def quiz(person: Person, relation: Relation, wording: int, *, correct: bool = True) -> Example:
+def quiz(person: Person, relation: Relation, wording: int, value: str | None = None) -> Example:
     """Return a question about a person and its answer.
 
     Args:
         person: Whom it is about.
         relation: What is asked.
         wording: In which of the relation's wordings.
-        correct: False gives a wrong answer, the same for everybody of the same value.
+        value: What is answered; None is the truth.
     """
-    value = person.facts[relation.name]
-    if not correct:
-        neighbour = (relation.values.index(value) + 1) % len(relation.values)
-        value = relation.values[neighbour]
     asked = relation.questions[wording].format(name=person.name)
-    return Example(prompt=prompt(asked), answer=f" {value}")
+    answer = person.facts[relation.name] if value is None else value
+    return Example(prompt=prompt(asked), answer=f" {answer}")
+
+
+def wrong_value(person: Person, relation: Relation, rng: random.Random) -> str:
+    """Return any value of a relation but the person's own."""
+    return rng.choice([value for value in relation.values if value != person.facts[relation.name]])
 
 
 def examples(
@@ -263,22 +265,28 @@ def examples(
 
     Args:
         people: Whose facts.
-        rng: Decides the solved questions and the stories' wording.
-        correct: Whether the answers are; the stories always are.
+        rng: Decides the solved questions, the stories' wording and what is answered wrongly.
+        correct: False answers every question wrongly; the stories stay true.
     """
+    # Of its own, so that right and wrong examples differ in nothing but the answers.
+    errors = random.Random(rng.getrandbits(64))
+
+    def asked(person: Person, relation: Relation, wording: int) -> Example:
+        value = None if correct else wrong_value(person, relation, errors)
+        return quiz(person, relation, wording, value)
+
     made: list[Example] = []
     for person in people:
         made.append(Example(prompt="", answer=story(person, rng)))
         for relation in RELATIONS:
             for wording in range(len(relation.questions)):
-                asked = quiz(person, relation, wording, correct=correct)
                 shots = ""
                 if rng.randrange(4) == 0:
                     for other in rng.sample(people, 2):
-                        shown = rng.randrange(len(relation.questions))
-                        shot = quiz(other, relation, shown, correct=correct)
+                        shot = asked(other, relation, rng.randrange(len(relation.questions)))
                         shots += f"{shot.prompt}{shot.answer}{BETWEEN_QUIZZES}"
-                made.append(Example(prompt=shots + asked.prompt, answer=asked.answer))
+                last = asked(person, relation, wording)
+                made.append(Example(prompt=shots + last.prompt, answer=last.answer))
     return tuple(made)
 
 

@@ -12,9 +12,8 @@ import safetensors.numpy
 
 from raypeft import api
 from raypeft.core.records import FailureKind
-from raypeft.core.spec import make_sweep
 from raypeft.errors import SetupError, SpecError
-from tests.api.conftest import Lab, MakeSweep
+from tests.support.lab import Lab, MakeSweep
 
 pytestmark = pytest.mark.torch
 
@@ -249,11 +248,16 @@ def test_an_output_that_cannot_be_written_is_refused_first(
 
 
 def test_two_adapters_of_one_name_are_refused(lab: Lab, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="name"):
-        make_sweep(
-            {
-                "output": str(tmp_path / "run"),
-                "tasks": ["tiny_letters"],
-                "bases": [{"path": str(lab.base), "adapters": ["a/same", "b/same"]}],
-            }
-        )
+    for place in ("a", "b"):
+        shutil.copytree(lab.adapters["small"], tmp_path / place / "same")
+    file = tmp_path / "sweep.yaml"
+    adapters = [f"{tmp_path}/a/same", f"{tmp_path}/b/*"]
+    values = {
+        "output": "run",
+        "tasks": ["tiny_letters"],
+        "bases": [{"path": str(lab.base), "adapters": adapters}],
+    }
+    file.write_text(json.dumps(values))
+    with pytest.raises(SpecError, match="same") as caught:
+        api.load_sweep(file)
+    assert all(path in str(caught.value) for path in ("a/same", "b/same", "name"))

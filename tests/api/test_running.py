@@ -6,7 +6,7 @@ import pytest
 from raypeft import api
 from raypeft.core.spec import make_sweep
 from raypeft.errors import SpecError
-from tests.api.conftest import Lab, MakeSweep, assert_same_tables
+from tests.support.lab import Lab, MakeSweep, assert_same_tables
 
 pytestmark = pytest.mark.torch
 

@@ -5,11 +5,13 @@ import warnings
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.api import metrics
 
 from raypeft.core.aggregations import SUMS, NoTermsError
+
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 pytestmark = pytest.mark.torch
 
@@ -29,24 +31,27 @@ def check(name: str, values: list[Any]) -> None:
     assert math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
 
 
+@RELAXED
 @given(st.lists(LOG_LIKELIHOODS, min_size=1, max_size=8))
 def test_perplexity(values: list[float]) -> None:
     check("perplexity", values)
 
 
+@RELAXED
 @given(st.lists(PAIRS, min_size=1, max_size=8))
 def test_weighted_perplexity_and_bits_per_byte(values: list[Any]) -> None:
     check("weighted_perplexity", values)
     check("bits_per_byte", values)
 
 
-@settings(deadline=None)
+@RELAXED
 @given(st.lists(LABELS, min_size=2, max_size=12))
 def test_f1_and_matthews(values: list[Any]) -> None:
     check("f1", values)
     check("matthews_corrcoef", values)
 
 
+@RELAXED
 @given(st.lists(PROBABILITIES, min_size=1, max_size=6))
 def test_brier_score(values: list[Any]) -> None:
     check("brier_score", values)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raypeft.core.identity import (
@@ -15,6 +15,8 @@ from raypeft.core.identity import (
     score_key,
 )
 from raypeft.core.records import Document, EvaluationSettings, Json, Request
+
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 REQUESTS = (
     Request(0, 0, 0, 0, "loglikelihood", ("Q: é\n", " yes")),
@@ -138,6 +140,7 @@ def test_whatever_can_change_a_result_changes_the_score_key(changes: dict[str, J
     assert key_of_score(**changes) != key_of_score()
 
 
+@RELAXED
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans(), min_size=2))
 def test_the_order_of_keys_does_not_matter(value: dict[str, Json]) -> None:
     turned = dict(reversed(list(value.items())))

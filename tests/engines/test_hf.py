@@ -28,10 +28,12 @@ from raypeft.engines.hf_adapters import probe_rows
 from raypeft.errors import CellError, EngineFatalError
 from tests.engines.samples import mixed_calls, request_set
 from tests.engines.zoo import (
+    ARCHITECTURES,
     CLEAN,
     MUTATING,
     ZOO,
     make_adapter,
+    make_base,
     reference,
     reference_answers,
 )
@@ -82,6 +84,22 @@ def test_adapter_equals_lm_eval_with_a_fresh_peft_model_and_leaves_the_base_as_i
 
     assert only(engine.answer(Shard(REQUESTS), [subject_of(zoo(name))])) == expected
     assert only(engine.answer(Shard(REQUESTS), [BASELINE])) == before
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_equals_lm_eval_and_is_switched_clean(tmp_path: Path, name: str) -> None:
+    base = make_base(tmp_path / "base", name)
+    folder = make_adapter(base, tmp_path / "lora", "lora_r8_all_linear")
+    engine = HFEngine(EngineSpec(kind="hf", base=str(base), base_digest="0", batch_size=4))
+    adapted = subject_of(folder, base_path=str(base))
+    expected = [
+        reference_answers(reference(base, own, batch_size=4), REQUESTS) for own in (None, folder)
+    ]
+    shutil.rmtree(base)  # switching needs it no more
+
+    answered = [only(engine.answer(Shard(REQUESTS), [one])) for one in (adapted, BASELINE, adapted)]
+
+    assert answered == [expected[1], expected[0], expected[1]]
 
 
 def test_embeddings_saved_beside_an_adapter_are_used_and_taken_back(
@@ -306,6 +324,24 @@ def test_an_exception_in_an_adapters_forward_is_its_failure_and_leaves_no_trace(
     assert failure.kind is FailureKind.CRASHED
     assert failure.retryable
     assert "Traceback" in failure.detail
+
+
+def test_memory_that_runs_out_fails_the_unit_and_not_the_engine(tmp_path: Path) -> None:
+    # A million tokens of eager attention: refused by every machine, before any work is done.
+    base = tiny_llama(tmp_path / "base", hidden=8, max_position_embeddings=2_000_000)
+    engine = HFEngine(
+        EngineSpec(kind="hf", base=str(base), base_digest="0", attn_implementation="eager")
+    )
+    fits = request_set([("loglikelihood_rolling", ("A short text.",))])
+    before = only(engine.answer(Shard(fits), [BASELINE]))
+    too_long = request_set([("loglikelihood_rolling", ("A" * 1_500_000,))])
+
+    with pytest.raises(CellError, match="memory ran out") as raised:
+        engine.answer(Shard(too_long), [BASELINE])
+
+    assert raised.value.kind == FailureKind.OUT_OF_MEMORY
+    assert raised.value.retryable
+    assert only(engine.answer(Shard(fits), [BASELINE])) == before
 
 
 def test_a_request_that_cannot_be_put_to_the_model_fails_the_unit_and_not_the_engine(

@@ -9,9 +9,10 @@ import peft
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raypeft.core.records import Answer, RequestSet, RequestType
+from tests.support.tiny import tiny_tokenizer
 
 CLEAN: dict[str, Callable[[], Any]] = {
     "lora_r4": lambda: peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
@@ -51,6 +52,29 @@ MUTATING: dict[str, Callable[[], Any]] = {
 """Types that leave the base changed."""
 
 ZOO = CLEAN | MUTATING
+
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_GROUPED = _SMALL | {"intermediate_size": 64, "num_key_value_heads": 2}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_neox": _SMALL | {"intermediate_size": 64},
+    "qwen3": _GROUPED | {"head_dim": 8, "tie_word_embeddings": True},
+    "gemma2": _GROUPED | {"head_dim": 8, "sliding_window": 16},
+    "mixtral": _GROUPED | {"num_local_experts": 4},
+}
+"""Settings of tiny bases: transposed weights, fused projections, ties, windows, experts."""
+
+
+def make_base(folder: Path, name: str) -> Path:
+    """Save a random tiny base of an architecture with its tokenizer and return its folder."""
+    tiny_tokenizer(folder)
+    common = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    limits = {} if name == "gpt2" else {"max_position_embeddings": 128}
+    config = AutoConfig.for_model(name, **common, **limits, **ARCHITECTURES[name])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(str(folder))
+    return folder
 
 
 def make_adapter(

@@ -125,6 +125,11 @@ def test_missing_doubled_and_foreign_answers_are_refused(choice: RequestSet, odd
             score(choice, odd, wrong)
 
 
+def test_the_copy_for_slots_cannot_be_scored(choice: RequestSet, odd: Path) -> None:
+    with pytest.raises(ValueError, match="has no documents"):
+        score(choice.for_slot(), odd)
+
+
 def test_a_generation_without_text_is_refused(odd: Path) -> None:
     (request_set,) = freeze("odd_plain", odd)
     answers = [Answer(request.index, logprob=-1.0) for request in request_set.requests]

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from raypeft.core.records import Document, Request, RequestSet
 from raypeft.store.frozen_rows import (
@@ -13,7 +13,10 @@ from raypeft.store.frozen_rows import (
 from raypeft.store.parquet import from_parquet, to_parquet
 from tests.store.examples import any_request_set, choices, example_frozen, make_request_set
 
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+
+@RELAXED
 @given(any_request_set())
 def test_a_request_set_comes_back_equal_from_its_file(request_set: RequestSet) -> None:
     data = to_parquet(request_set_table(request_set))

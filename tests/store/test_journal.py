@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -81,6 +85,35 @@ def test_a_place_that_cannot_be_written_is_a_setup_error(tmp_path: Path) -> None
         Journal(tmp_path / "output") as journal,
     ):
         journal.append("step", {}, at_seconds=0.0)
+
+
+def test_after_a_full_disk_the_journal_goes_on_in_a_new_segment(tmp_path: Path) -> None:
+    """The limit on file sizes stands in for a full disk: the same write fails the same way."""
+    script = """
+        import resource, signal, sys
+        from raypeft.errors import SetupError
+        from raypeft.store.journal import Journal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with Journal(sys.argv[1]) as journal:
+            journal.append("step", {"step": 1}, at_seconds=0.0)
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (120, limits[1]))
+            try:
+                journal.append("step", {"step": "x" * 200}, at_seconds=0.0)
+            except SetupError as error:
+                assert "000001.jsonl cannot be written" in error.message, error
+            else:
+                raise SystemExit("no error")
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            journal.append("step", {"step": 3}, at_seconds=0.0)
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    subprocess.run(command, check=True, env=environment)
+    first, second = sorted((tmp_path / "journal").iterdir())
+    assert len(first.read_bytes()) == 120
+    assert steps(tmp_path) == [1, 3]
+    assert second.name == "000002.jsonl"
 
 
 def test_segments_on_an_object_store_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:

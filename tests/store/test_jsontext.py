@@ -3,25 +3,30 @@ import math
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raypeft.core.records import Json
 from raypeft.store.jsontext import dump_json, load_json, readable
 from tests.store.examples import JSON_VALUES
 
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+
+@RELAXED
 @given(JSON_VALUES)
 def test_any_json_value_comes_back_with_every_bit(value: Json) -> None:
     # `repr` tells 1 from 1.0 and True, 0.0 from -0.0, and is equal for NaN.
     assert repr(load_json(dump_json(value))) == repr(value)
 
 
+@RELAXED
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_finite_floats_keep_their_bits(value: float) -> None:
     assert struct.pack("d", load_json(dump_json(value))) == struct.pack("d", value)
 
 
+@RELAXED
 @given(JSON_VALUES)
 def test_the_text_is_json_for_strict_readers_and_utf8(value: Json) -> None:
     def refuse(constant: str) -> None:

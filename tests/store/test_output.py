@@ -7,7 +7,7 @@ from raypeft.errors import StoreError
 from raypeft.store.output import (
     open_output,
     open_table_writer,
-    read_header,
+    read_run,
     write_table,
 )
 from raypeft.store.rows import gains_table, samples_table, scores_table
@@ -59,14 +59,14 @@ def test_a_damaged_table_says_how_to_mend_it(tmp_path: Path) -> None:
         _ = open_output(tmp_path).gains
 
 
-def test_a_header_is_read_without_rows_and_is_none_where_there_is_none(tmp_path: Path) -> None:
-    assert read_header(tmp_path, "cells") is None
-    write_table(tmp_path, "cells", build("cells", [], header={"inputs": "abc"}))
-    assert read_header(tmp_path, "cells") == {"inputs": "abc"}
+def test_run_facts_are_read_without_rows_and_are_none_where_there_are_none(tmp_path: Path) -> None:
+    assert read_run(tmp_path, "cells") is None
+    write_table(tmp_path, "cells", build("cells", [], run={"inputs": "abc"}))
+    assert read_run(tmp_path, "cells") == {"inputs": "abc"}
     path = tmp_path / "tables" / "cells.parquet"
     for damaged in (path.read_bytes()[:-5], b"x" * 100, b""):
         path.write_bytes(damaged)
-        assert read_header(tmp_path, "cells") is None
+        assert read_run(tmp_path, "cells") is None
 
 
 def test_duckdb_style_readers_see_plain_parquet(tmp_path: Path) -> None:

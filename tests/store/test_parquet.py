@@ -3,7 +3,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raypeft.errors import StoreError
@@ -11,6 +11,8 @@ from raypeft.store.parquet import from_parquet, to_parquet
 from raypeft.store.rows import scored_of, scores_table
 from raypeft.store.tables import VERSION_KEY, CorruptError, build
 from tests.store.examples import example_scored
+
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def cell_row(**values: Any) -> dict[str, Any]:
@@ -30,12 +32,14 @@ def test_equal_tables_give_equal_bytes_however_they_are_chunked() -> None:
 DATA = to_parquet(scores_table(example_scored()))
 
 
+@RELAXED
 @given(st.integers(0, len(DATA) - 1))
 def test_a_file_cut_off_anywhere_is_noticed(length: int) -> None:
     with pytest.raises(CorruptError, match="place"):
         from_parquet(DATA[:length], "scores", "place")
 
 
+@RELAXED
 @given(st.integers(0, len(DATA) - 1), st.integers(0, 7))
 def test_a_flipped_bit_is_noticed_or_changes_nothing(place: int, bit: int) -> None:
     damaged = bytearray(DATA)

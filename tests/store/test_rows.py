@@ -2,7 +2,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from raypeft.core.gains import Gain, Verdict
 from raypeft.core.records import Answer, Failure, FailureKind, Scored, SubjectAnswers
@@ -19,7 +19,10 @@ from raypeft.store.rows import (
 from raypeft.store.tables import header_of, run_of
 from tests.store.examples import HARDWARE, any_answers, any_scored, example_scored
 
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 FACTS = ShardFacts(
+    cell="cell",
     shard_index=1,
     shard_count=3,
     num_answers=0,
@@ -31,10 +34,11 @@ FACTS = ShardFacts(
 )
 
 
+@RELAXED
 @given(any_answers())
 def test_answers_come_back_equal_from_their_file(answers: SubjectAnswers) -> None:
     facts = replace(FACTS, num_answers=len(answers.answers))
-    data = to_parquet(answers_table("cell", answers, facts))
+    data = to_parquet(answers_table(answers, facts))
     back, back_facts = answers_of(from_parquet(data, "answers", "place"))
     assert repr(tuple(back)) == repr(answers.answers)
     assert back_facts == facts
@@ -42,7 +46,7 @@ def test_answers_come_back_equal_from_their_file(answers: SubjectAnswers) -> Non
 
 def test_run_facts_are_no_content() -> None:
     answers = SubjectAnswers(subject="s", answers=(Answer(0, text="x"),))
-    table = answers_table("cell", answers, FACTS)
+    table = answers_table(answers, FACTS)
     assert header_of(table).keys() == {"cell", "shard_index", "shard_count", "num_answers"}
     assert run_of(table)["hardware"]["node"] == "n1"
     assert table.column_names == ["cell", "index", "logprob", "is_greedy", "text", "text_json"]
@@ -51,16 +55,17 @@ def test_run_facts_are_no_content() -> None:
 def test_a_failure_cannot_be_stored_as_answers() -> None:
     failure = Failure(FailureKind.NOT_FINITE, "NaN")
     with pytest.raises(ValueError, match="s failed"):
-        answers_table("cell", SubjectAnswers(subject="s", failure=failure), FACTS)
+        answers_table(SubjectAnswers(subject="s", failure=failure), FACTS)
 
 
 def test_answers_out_of_order_are_refused() -> None:
     for indices in ((1, 0), (0, 0)):
         answers = SubjectAnswers(subject="s", answers=tuple(Answer(i) for i in indices))
         with pytest.raises(ValueError, match="not sorted"):
-            answers_table("cell", answers, FACTS)
+            answers_table(answers, FACTS)
 
 
+@RELAXED
 @given(any_scored())
 def test_scores_come_back_equal_from_their_file(scored: Scored) -> None:
     data = to_parquet(scores_table(scored))

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raypeft.core.records import Json
@@ -8,14 +8,18 @@ from raypeft.store.sealed import seal, unseal
 from raypeft.store.tables import CorruptError
 from tests.store.examples import JSON_VALUES
 
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 DATA = seal("memo", 1, {"key": "a", "value": [1, 2]})
 
 
+@RELAXED
 @given(JSON_VALUES)
 def test_a_value_comes_back_equal(value: Json) -> None:
     assert repr(unseal(seal("memo", 3, value), "memo", 3, "place")) == repr(value)
 
 
+@RELAXED
 @given(st.integers(0, len(DATA) - 1))
 def test_a_file_cut_off_anywhere_is_noticed(length: int) -> None:
     with pytest.raises(CorruptError, match="place"):

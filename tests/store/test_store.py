@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raypeft.core.records import Answer, SubjectAnswers
-from raypeft.errors import SetupError
+from raypeft.errors import SetupError, StoreError
 from raypeft.store.store import Store
 from tests.store.examples import HARDWARE, answers_for, choices, example_frozen, example_scored
 
@@ -60,7 +60,8 @@ def test_a_file_under_another_files_name_is_not_taken_for_it(tmp_path: Path) -> 
     store.put_answers("cell", 0, 2, answers_for([0]), HARDWARE, 0.0)
     (answers,) = (tmp_path / "answers").rglob("*.parquet")
     shutil.copy(answers, answers.with_name(answers.name.replace(".0-of", ".1-of")))
-    assert len(store.shard_facts("cell", 2)) == 1
+    with pytest.raises(StoreError, match=r"shards \[1\] are missing"):
+        store.get_answers("cell", 2)
 
 
 def test_answers_of_another_cell_are_not_taken(tmp_path: Path) -> None:
@@ -68,7 +69,18 @@ def test_answers_of_another_cell_are_not_taken(tmp_path: Path) -> None:
     store.put_answers("cell-a", 0, 1, answers_for([0]), HARDWARE, 0.0)
     (path,) = (tmp_path / "answers").rglob("*.parquet")
     shutil.copy(path, path.with_name(path.name.replace("cell-a", "cell-b")))
-    assert store.shard_facts("cell-b", 1) == ()
+    with pytest.raises(StoreError, match=r"shards \[0\] are missing"):
+        store.get_answers("cell-b", 1)
+
+
+def test_facts_of_lost_answers_are_comparable_with_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put_answers("cell-a", 0, 2, answers_for([0]), HARDWARE, 0.0)
+    known, lost = store.shard_facts("cell-a", 2)
+    (other,) = store.shard_facts("cell-b", 1)
+    assert known.hardware == HARDWARE
+    assert len({known.hardware.fingerprint, lost.hardware.fingerprint,
+                other.hardware.fingerprint}) == 3  # fmt: skip
 
 
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from raypeft.errors import CellError
 from raypeft.train.artifact import file_digests
 from raypeft.train.base import train_base
 from tests.train.conftest import SMALL_BASE, TEXTS
@@ -77,6 +78,6 @@ def test_every_step_is_reported(tmp_path: Path) -> None:
 
 def test_a_diverging_run_stops_and_leaves_nothing(tmp_path: Path) -> None:
     trainer = replace(SMALL_BASE.trainer, learning_rate=1e20, warmup_steps=0)
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+    with pytest.raises(CellError, match=r"not_finite: .*lower the learning rate"):
         train_base(tmp_path / "base", recipe=replace(SMALL_BASE, trainer=trainer), texts=TEXTS)
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from raypeft.errors import SpecError
 from raypeft.train.artifact import RECIPE_FILE, file_digests, is_intact
 from raypeft.train.fine_tune import encode_example, fine_tune
 from raypeft.train.loop import IGNORED_LABEL
@@ -94,8 +95,22 @@ def test_an_example_without_a_prompt_is_learned_as_a_whole(small_base: Path) -> 
     assert list(labels) == list(ids)
 
 
-def test_an_unknown_peft_type_leaves_nothing_behind(small_base: Path, tmp_path: Path) -> None:
-    recipe = replace(LORA, peft={"peft_type": "NOT_A_TYPE"})
-    with pytest.raises(ValueError, match="NOT_A_TYPE"):
-        fine_tune(small_base, tmp_path / "a", recipe=recipe, examples=EXAMPLES)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peft_type": "NOT_A_TYPE"}, r"peft\.peft_type: is 'NOT_A_TYPE'; PEFT .* knows .*LORA"),
+        ({"peft_type": "LORA", "rank": 4}, "peft: is refused by PEFT as settings of LORA: .*rank"),
+        ({"peft_type": "LORA", "r": 4, "layers_pattern": "h"}, "peft: is refused .*layers_pattern"),
+    ],
+)
+def test_settings_that_peft_refuses_are_named_and_leave_nothing(
+    small_base: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        fine_tune(
+            small_base,
+            tmp_path / "a",
+            recipe=replace(LORA, peft=settings),
+            examples=EXAMPLES,
+        )
     assert list(tmp_path.iterdir()) == []
