@@ -10,7 +10,7 @@ from raypeft.api.memo import FileDigests
 from raypeft.api.planning import Planned, make_plan
 from raypeft.api.sweeps import resolve
 from raypeft.core.plan import Cell
-from raypeft.core.records import Json, RequestSet, Scored
+from raypeft.core.records import Json, Scored
 from raypeft.core.spec import parse_sweep
 from raypeft.errors import SetupError
 from raypeft.store.files import Folder
@@ -94,19 +94,11 @@ def _export_subject(
     files = export_lm_eval(
         out,
         subject=subject,
-        scored=[(_request_set(store, cell), found) for cell, found in scored],
+        scored=[
+            (planned.frozen.request_set(store, cell.request_set), found) for cell, found in scored
+        ],
         groups=groups,
         model_source=engine.kind,
         model_args=arguments,
     )
     return Export(subject=subject, results=files.results, samples=tuple(files.samples.values()))
-
-
-def _request_set(store: Store, cell: Cell) -> RequestSet:
-    found = store.get_request_set(cell.request_set)
-    if found is None:
-        raise SetupError(
-            f"request set {cell.request_set} of {cell.task} is gone from {store.place}",
-            "run the sweep again: it is built anew",
-        )
-    return found

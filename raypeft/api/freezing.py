@@ -5,14 +5,14 @@ the prompts depend on the tokenizer, and each tokenizer gets its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
 from raypeft.api.sweeps import Resolved
 from raypeft.core.cost import asks_for_sampling, estimate_tokens
-from raypeft.core.identity import canonical, freeze_key
+from raypeft.core.identity import canonical, digest, freeze_key
 from raypeft.core.records import (
     EvaluationSettings,
     Failure,
@@ -22,11 +22,13 @@ from raypeft.core.records import (
     RequestSet,
 )
 from raypeft.engines.bases import tokenizer_digest
-from raypeft.errors import Problem, SpecError
+from raypeft.errors import Problem, SetupError, SpecError, StoreError
 from raypeft.runtime.calls import call_all
 from raypeft.runtime.ports import Pool
 from raypeft.runtime.work import ChatSource, freeze
 from raypeft.store.store import Store
+
+SCORING_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class FrozenTask:
         num_requests: Requests in the set.
         lm_eval_version: What scores it.
         bootstrap_iters: As in its settings.
+        scoring: Digest of what decides its numbers beside lm-eval: its configuration (metrics,
+            filters), its entry and own Python.
     """
 
     entry: str
@@ -54,6 +58,7 @@ class FrozenTask:
     num_requests: int = 0
     lm_eval_version: str = ""
     bootstrap_iters: int = 0
+    scoring: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +87,14 @@ class FrozenSweep:
     Attributes:
         by_base: For each base its leaf tasks, in the sweep's order.
         groups: For each base the groups of each entry.
-        scoring_digest: Digest of own task files, which hold metrics and filters.
+        headers: For each digest this sweep's own request set, without requests and documents:
+            another sweep may have stored the same requests under other scoring settings.
         missing: Entries that are not frozen yet, when nothing was to be built.
     """
 
     by_base: Mapping[str, tuple[FrozenTask, ...]]
     groups: Mapping[str, Mapping[str, tuple[Group, ...]]]
-    scoring_digest: str = ""
+    headers: Mapping[str, RequestSet] = field(default_factory=dict)
     missing: tuple[FreezeJob, ...] = field(default=())
 
     def tasks(self, base: str) -> tuple[FrozenTask, ...]:
@@ -98,6 +104,22 @@ class FrozenSweep:
     def task(self, base: str, name: str) -> FrozenTask:
         """Return one leaf task of a base."""
         return next(task for task in self.by_base[base] if task.name == name)
+
+    def request_set(self, store: Store, digest: str) -> RequestSet:
+        """Return a request set of this sweep, documents and all.
+
+        Raises:
+            StoreError: If it is not in the store any more.
+        """
+        content = store.get_request_set(digest)
+        if content is None:
+            raise StoreError(
+                f"{store.place}/requests/{digest}.parquet",
+                "is missing or damaged",
+                "start the sweep again: it is built anew",
+            )
+        header = self.headers[digest]
+        return replace(header, requests=content.requests, documents=content.documents)
 
 
 def freeze_jobs(resolved: Resolved, store: Store) -> list[FreezeJob]:
@@ -113,11 +135,11 @@ def freeze_jobs(resolved: Resolved, store: Store) -> list[FreezeJob]:
         settings = sweep.settings(task)
         for name in (base.name for base in sweep.bases):
             chat = _chat(resolved, name, settings)
-            digest = "" if chat is None else tokenizer_digest(chat.path, chat.revision)
+            tokenizer = "" if chat is None else tokenizer_digest(chat.path, chat.revision)
             key = freeze_key(
                 entry=task.name,
                 settings=settings,
-                tokenizer_digest=digest,
+                tokenizer_digest=tokenizer,
                 include_digest=include,
                 lm_eval_version=version("lm_eval"),
             )
@@ -210,24 +232,29 @@ def _frozen_sweep(
 ) -> FrozenSweep:
     by_base: dict[str, list[FrozenTask]] = {base.name: [] for base in resolved.sweep.bases}
     groups: dict[str, dict[str, tuple[Group, ...]]] = {name: {} for name in by_base}
+    headers: dict[str, RequestSet] = {}
+    include = _include_digest(resolved.sweep.include_path, store)
     for job in jobs:
         frozen = found.get(job.key)
         if frozen is None:
             continue
-        tasks = _tasks(job, frozen)
+        tasks = _tasks(job, frozen, include)
+        for request_set in frozen.request_sets:
+            light = replace(request_set, requests=(), documents=())
+            headers.setdefault(request_set.digest, light)
         for base in job.bases:
             by_base[base] += _without_duplicates(by_base[base], tasks)
             groups[base][job.entry] = frozen.groups
     return FrozenSweep(
         by_base={base: tuple(tasks) for base, tasks in by_base.items()},
         groups=groups,
-        scoring_digest=_include_digest(resolved.sweep.include_path, store),
+        headers=headers,
         missing=tuple(missing),
     )
 
 
-def _tasks(job: FreezeJob, frozen: Frozen) -> list[FrozenTask]:
-    tasks = [_task(job, request_set) for request_set in frozen.request_sets]
+def _tasks(job: FreezeJob, frozen: Frozen, include: str) -> list[FrozenTask]:
+    tasks = [_task(job, request_set, include) for request_set in frozen.request_sets]
     tasks += [
         FrozenTask(entry=job.entry, name=name, failure=failure)
         for name, failure in frozen.failures.items()
@@ -235,7 +262,8 @@ def _tasks(job: FreezeJob, frozen: Frozen) -> list[FrozenTask]:
     return tasks
 
 
-def _task(job: FreezeJob, request_set: RequestSet) -> FrozenTask:
+def _task(job: FreezeJob, request_set: RequestSet, include: str) -> FrozenTask:
+    decides = [job.entry, asdict(job.settings), dict(request_set.config), include]
     return FrozenTask(
         entry=job.entry,
         name=request_set.task,
@@ -245,6 +273,7 @@ def _task(job: FreezeJob, request_set: RequestSet) -> FrozenTask:
         num_requests=len(request_set.requests),
         lm_eval_version=version("lm_eval"),
         bootstrap_iters=job.settings.bootstrap_iters,
+        scoring=digest("scoring", SCORING_VERSION, decides),
     )
 
 
@@ -279,20 +308,35 @@ def _chat(resolved: Resolved, base: str, settings: EvaluationSettings) -> ChatSo
 
 
 def _include_digest(include_path: Iterable[str], store: Store) -> str:
-    """Return the digest of own task files, remembered for nodes that do not have them."""
+    """Return the digest of own tasks.
+
+    It is remembered for nodes that have only part of them: no task files, which planning and
+    answering do without, or task files without their data, which is all that scoring needs.
+    """
     folders = list(include_path)
     if not folders:
         return ""
-    name = canonical(folders)
-    if all(Path(folder).is_dir() for folder in folders):
-        from raypeft.harness.include import include_digest  # lm-eval; only own tasks need it
+    place = canonical(folders)
+    absent = [folder for folder in folders if not Path(folder).exists()]
+    if absent:
+        remembered = store.get_memo("include", place)
+        if remembered is None:
+            remedy = "create it, correct the path, or run `raypeft freeze` where it exists"
+            problems = (Problem("include_path", f"there is no {f!r}", remedy) for f in absent)
+            raise SpecError(tuple(problems))
+        return str(remembered)
+    from raypeft.harness.include import read_own_tasks  # lm-eval; only own tasks need it
 
-        digest: str = include_digest(folders)
-        store.put_memo("include", name, digest)
-        return digest
-    remembered = store.get_memo("include", name)
-    if remembered is None:
-        absent = [folder for folder in folders if not Path(folder).is_dir()]
-        remedy = "create it, correct the path, or run `raypeft freeze` where it exists"
-        raise SpecError(tuple(Problem("include_path", f"no folder {f!r}", remedy) for f in absent))
-    return str(remembered)
+    own = read_own_tasks(folders)
+    if not own.has_data:
+        return str(store.get_memo("include", own.code) or own.digest)
+    for key in (place, own.code):
+        _remember(store, key, own.digest)
+    return own.digest
+
+
+def _remember(store: Store, key: str, value: str) -> None:
+    try:
+        store.put_memo("include", key, value)
+    except SetupError:
+        return  # a store that can only be read still plans

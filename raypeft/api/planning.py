@@ -87,7 +87,7 @@ def make_plan(
                     LostCell(subject=subject.id, entry=task.entry, task=task.name, failure=failure)
                 )
             else:
-                cells.append(_cell(subject, task, engines[subject.base], frozen.scoring_digest))
+                cells.append(_cell(subject, task, engines[subject.base]))
     cells = _with_shards(cells, resolved, answered)
     # The same adapter under two names is answered once: the first one's cell stands for both.
     unique = {cell.key: cell for cell in reversed(cells)}
@@ -115,7 +115,7 @@ def make_plan(
     )
 
 
-def _cell(subject: Subject, task: FrozenTask, engine: EngineSpec, scoring: str) -> Cell:
+def _cell(subject: Subject, task: FrozenTask, engine: EngineSpec) -> Cell:
     adapter = subject.adapter
     key = cell_key(
         base_digest=engine.base_digest,
@@ -128,7 +128,7 @@ def _cell(subject: Subject, task: FrozenTask, engine: EngineSpec, scoring: str) 
         cell=key,
         lm_eval_version=task.lm_eval_version,
         bootstrap_iters=task.bootstrap_iters,
-        scoring=scoring,
+        scoring=task.scoring,
     )
     return Cell(
         key=key,

@@ -7,7 +7,6 @@ from raypeft.api.outputs import CellRun
 from raypeft.api.planning import Planned
 from raypeft.core.plan import Cell, Unit
 from raypeft.core.records import Answer, Failure, Json, RequestSet, Scored, UnitAnswers
-from raypeft.errors import StoreError
 from raypeft.store.journal import Journal
 from raypeft.store.store import Store
 
@@ -86,14 +85,7 @@ class StoreSink:
         Raises:
             StoreError: If it is not there any more.
         """
-        found = self._store.get_request_set(digest)
-        if found is None:
-            raise StoreError(
-                f"{self._store.place}/requests/{digest}.parquet",
-                "is missing or damaged",
-                "start the sweep again: it is built anew",
-            )
-        return found
+        return self._planned.frozen.request_set(self._store, digest)
 
     def runs(self) -> dict[str, CellRun]:
         """Return what was done in this run, by cell key."""

@@ -9,7 +9,6 @@ the same base. Hashing 140 GB takes minutes; a memo of file digests, keyed by ev
 system says about a file, makes that once.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import TypeAlias
 
 from raypeft.core.identity import digest
 from raypeft.core.records import FailureKind, Json
+from raypeft.engines.base_config import check_remote_code, loading_dtype, longest_row
 from raypeft.engines.folders import BASE_FILES, REMOTE_CODE_FILES, read_failure, resolve_folder
 from raypeft.engines.tensorfiles import TensorInfo, hash_file, read_header
 from raypeft.errors import CellError
@@ -28,9 +28,6 @@ TOKENIZER_VERSION = 1
 
 FileKey: TypeAlias = tuple[str, int, int, int, int]
 """(path, size, mtime_ns, ctime_ns, inode): equal keys are taken for equal content."""
-
-DTYPES = ("float32", "bfloat16", "float16")
-DEFAULT_MAX_LENGTH = 2048  # as lm_eval.models.utils.DEFAULT_MAX_LENGTH
 
 _WEIGHTS_FILE = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -108,21 +105,17 @@ def read_base(
     weights = _weight_files(folder, what)
     tensors = [tensor for file in weights for tensor in read_header(file, what=what).values()]
     code = sorted(folder.glob("*.py")) if trust_remote_code else []
-    names = _hash_files([*weights, *code], what, {} if memo is None else memo)
-    value = {
-        "weights": sorted(names.items()),
-        "config": _normalised(config),
-        "generation_config": _normalised(_read_json(folder / "generation_config.json", what) or {}),
-        "tokenizer": tokenizer_digest(tokenizer or str(folder)),
-    }
+    hashes = _hash_files([*weights, *code], what, {} if memo is None else memo)
+    words = folder if tokenizer is None else _tokenizer_folder(tokenizer, None)
+    limits = _read_json(words / "tokenizer_config.json", what) or {}
     return BaseFacts(
         path=str(folder),
-        digest=digest("base", BASE_VERSION, value),
-        dtype=_dtype(config, dtype, what),
+        digest=_base_digest(folder, hashes, tokenizer_digest(str(words)), what),
+        dtype=loading_dtype(config, dtype, what),
         model_type=str(config.get("model_type", "")),
         num_parameters=sum(tensor.num_elements for tensor in tensors),
         num_bytes=sum(file.stat().st_size for file in weights),
-        max_length=_max_length(config, folder, what),
+        max_length=longest_row(config, limits.get("model_max_length")),
     )
 
 
@@ -136,7 +129,7 @@ def find_base(path: str, *, revision: str | None = None, trust_remote_code: bool
     wanted = BASE_FILES + (REMOTE_CODE_FILES if trust_remote_code else ())
     folder = resolve_folder(path, what="base", revision=revision, files=wanted)
     config = _read_config(folder, what)
-    _check_remote_code(config, folder, what, trust_remote_code=trust_remote_code)
+    check_remote_code(config, folder, what, trust_remote_code=trust_remote_code)
     read_base_tensors(folder)
     return folder
 
@@ -162,7 +155,7 @@ def tokenizer_digest(path: str, revision: str | None = None) -> str:
         CellError: `spec` or `unreadable` if there is no tokenizer.
     """
     what = f"tokenizer {path!r}"
-    folder = resolve_folder(path, what="tokenizer", revision=revision, files=TOKENIZER_FILES)
+    folder = _tokenizer_folder(path, revision)
     files = sorted(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern))
     if not files:
         raise CellError(
@@ -177,6 +170,20 @@ def tokenizer_digest(path: str, revision: str | None = None) -> str:
         for file in files
     }
     return digest("tokenizer", TOKENIZER_VERSION, value)
+
+
+def _base_digest(folder: Path, hashes: Mapping[str, str], tokenizer: str, what: str) -> str:
+    value = {
+        "weights": sorted(hashes.items()),
+        "config": _normalised(_read_config(folder, what)),
+        "generation_config": _normalised(_read_json(folder / "generation_config.json", what) or {}),
+        "tokenizer": tokenizer,
+    }
+    return digest("base", BASE_VERSION, value)
+
+
+def _tokenizer_folder(path: str, revision: str | None) -> Path:
+    return resolve_folder(path, what="tokenizer", revision=revision, files=TOKENIZER_FILES)
 
 
 def _weight_files(folder: Path, what: str) -> list[Path]:
@@ -246,63 +253,6 @@ def _read_json(file: Path, what: str) -> dict[str, Json] | None:
     if not isinstance(value, dict):
         raise CellError(FailureKind.UNREADABLE, f"{what}: {file} does not hold a JSON object")
     return value
-
-
-def _check_remote_code(
-    config: Mapping[str, Json], folder: Path, what: str, *, trust_remote_code: bool
-) -> None:
-    needs_code = any(
-        str(name).startswith(("AutoConfig", "AutoModel")) for name in config.get("auto_map") or ()
-    )
-    model_type = str(config.get("model_type", ""))
-    if trust_remote_code or not needs_code or _is_built_in(model_type):
-        return
-    files = sorted(file.name for file in folder.glob("*.py"))
-    raise CellError(
-        FailureKind.UNSAFE,
-        f"{what}: its model type {model_type!r} is not part of transformers and needs Python code "
-        f"of its own ({', '.join(files) or 'on the hub'}); read that code, then say "
-        "`trust_remote_code: true` for this base",
-    )
-
-
-def _is_built_in(model_type: str) -> bool:
-    # Looked up by folder name: importing transformers would import torch.
-    spec = importlib.util.find_spec("transformers")
-    places = spec.submodule_search_locations if spec is not None else None
-    name = model_type.replace("-", "_")
-    return bool(name) and any((Path(place) / "models" / name).is_dir() for place in places or ())
-
-
-def _dtype(config: Mapping[str, Json], asked: str, what: str) -> str:
-    dtype = asked
-    if asked == "auto":
-        text = config.get("text_config")
-        for part in (config, text if isinstance(text, dict) else {}):
-            if found := part.get("dtype") or part.get("torch_dtype"):
-                dtype = str(found).removeprefix("torch.")
-                break
-        else:
-            dtype = "float32"
-    if dtype not in DTYPES:
-        source = "its config.json says" if asked == "auto" else "the sweep file says"
-        raise CellError(
-            FailureKind.UNSUPPORTED,
-            f"{what}: {source} dtype {dtype!r}; allowed are {', '.join(DTYPES)}",
-        )
-    return dtype
-
-
-def _max_length(config: Mapping[str, Json], folder: Path, what: str) -> int:
-    # As lm_eval.models.utils.resolve_max_length, which needs a loaded config.
-    text = config.get("text_config")
-    part = text if isinstance(text, dict) and text else config
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if part.get(name) is not None:
-            return int(part[name])
-    limit = (_read_json(folder / "tokenizer_config.json", what) or {}).get("model_max_length")
-    # Tokenizers without a limit save 1e30.
-    return int(limit) if limit is not None and limit < 1e29 else DEFAULT_MAX_LENGTH
 
 
 def _normalised(value: Json) -> Json:

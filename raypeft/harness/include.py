@@ -3,6 +3,7 @@
 import glob
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,49 @@ INCLUDE_VERSION = 1
 MAX_HASHED_BYTES = 64 * 1024 * 1024
 """Larger files enter by size and modification time: reading them would cost seconds per plan."""
 
+_YAML = (".yaml", ".yml")
 _IGNORED_FOLDERS = {"__pycache__", ".ipynb_checkpoints", ".git"}
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTasks:
+    """The files that own tasks are made of, in digests.
+
+    Attributes:
+        code: Of their YAML and Python.
+        digest: Of everything.
+        has_data: Whether all local data that they name is here.
+    """
+
+    code: str
+    digest: str
+    has_data: bool
+
+
+def read_own_tasks(include_path: Sequence[str]) -> OwnTasks:
+    """Return the digests of own tasks; see `include_digest`."""
+    code = [[part for part in _root_part(Path(root)) if _is_code(part)] for root in include_path]
+    return OwnTasks(
+        code=digest("include-code", INCLUDE_VERSION, code),
+        digest=include_digest(include_path),
+        has_data=all(_has_data(Path(root)) for root in include_path),
+    )
+
+
+def _is_code(part: list[str]) -> bool:
+    return part[0] == "merged" or Path(part[0]).suffix in (*_YAML, ".py")
+
+
+def _has_data(root: Path) -> bool:
+    """Return whether every file that a task's `data_files` names is here; a URL counts as here."""
+    for path in _files_below(root):
+        if path.suffix in _YAML:
+            arguments = (_config_of(path) or {}).get("dataset_kwargs")
+            named = arguments.get("data_files") if isinstance(arguments, dict) else None
+            for text in _strings(named):
+                if "://" not in text and not glob.glob(text, recursive=True):
+                    return False
+    return True
 
 
 def include_digest(include_path: Sequence[str]) -> str:
@@ -39,16 +82,15 @@ def _root_part(root: Path) -> list[list[str]]:
     part = []
     for path in sorted(_files_below(root)):
         part.append([path.relative_to(base).as_posix(), _file_mark(path)])
-        if path.suffix in (".yaml", ".yml"):
+        if path.suffix in _YAML:
             part.extend(_yaml_marks(path))
     return part
 
 
 def _yaml_marks(path: Path) -> Iterator[list[str]]:
     """Yield what a YAML file depends on outside of itself."""
-    try:
-        config = load_yaml(path, resolve_func=False)
-    except Exception:  # noqa: BLE001 - lm-eval skips a file it cannot read; its bytes are covered
+    config = _config_of(path)
+    if config is None:
         return
     # Includes are merged here, so a change in one of them shows. lm-eval writes functions with the
     # folder, which must not matter.
@@ -56,6 +98,14 @@ def _yaml_marks(path: Path) -> Iterator[list[str]]:
     yield ["merged", hashlib.sha256(merged.encode()).hexdigest()]
     for data in sorted(_local_data(config)):
         yield ["data", _file_mark(data)]
+
+
+def _config_of(path: Path) -> Mapping[str, Any] | None:
+    try:
+        config = load_yaml(path, resolve_func=False)
+    except Exception:  # noqa: BLE001 - lm-eval skips a file it cannot read; its bytes are covered
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def _local_data(config: Mapping[str, Any]) -> set[Path]:

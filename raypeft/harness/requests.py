@@ -1,7 +1,7 @@
 """What is kept of a built task: its model calls and its documents.
 
-Requests are kept in the order in which lm-eval would call the model, documents as the task saw them.
-Decided here is also what cannot be kept without changing a score; that is refused by name.
+Requests are kept in the order in which lm-eval would call the model, documents as the task saw
+them. Decided here is also what cannot be kept without changing a score; that is refused by name.
 """
 
 import json

@@ -192,3 +192,34 @@ def _files(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def test_the_same_requests_under_other_scoring_settings_are_scored_again_not_answered_again(
+    make_lab_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    # tiny_lambada's perplexity has no closed-form stderr: it depends on the number of resamples.
+    first = make_lab_sweep(
+        engine=FAKE, tasks=["tiny_lambada"], evaluation={"bootstrap_iters": 100}
+    )
+    second = make_lab_sweep(
+        engine=FAKE,
+        tasks=["tiny_lambada"],
+        evaluation={"bootstrap_iters": 0},
+        output=str(tmp_path / "second"),
+        store=first.store,
+    )
+    api.run(first, pool="local")
+    planned = api.plan(second)
+    assert planned.plan.units == ()
+    assert len(planned.plan.to_score) == 3
+    api.run(second, pool="local")
+    with_stderr, without = (
+        [
+            row["stderr"]
+            for row in api.open(sweep.output).results.to_pylist()
+            if row["metric"] == "perplexity"
+        ]
+        for sweep in (first, second)
+    )
+    assert all(value is not None for value in with_stderr)
+    assert without == [None] * 3

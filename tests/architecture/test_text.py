@@ -23,8 +23,10 @@ HOSTS = tuple(
     )
 )
 
-MACHINE_PATH = re.compile(r"(?<![\w.~$}-])/(work|root|Users|home/(?!(?:ray|me)\b)\w+)(?=[/\s'\"`)]|$)")
-"""A path of somebody's machine. `/home/ray` stands in Ray's own container images, `/home/me` for any."""
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~$}-])/(work|root|Users|home/(?!(?:ray|me)\b)\w+)(?=[/\s'\"`)]|$)"
+)
+"""A path of somebody's machine. `/home/ray` stands in Ray's own images, `/home/me` for anybody."""
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -30,20 +30,6 @@ def freeze(entry: str, folder: Path, settings: EvaluationSettings = SETTINGS) ->
     return freeze_entry(entry, settings, include_path=[str(folder)])
 
 
-def test_repeated_calls_are_rows_of_their_own_in_the_order_of_the_model_calls(
-    tasks: TinyTasks,
-) -> None:
-    (request_set,) = freeze("tiny_gen", tasks.folder).request_sets
-    found = [(r.index, r.doc_id, r.idx, r.repeat) for r in request_set.requests]
-    assert found == [(2 * doc + repeat, doc, 0, repeat) for doc in range(12) for repeat in (0, 1)]
-
-
-def test_request_types_follow_one_another(tasks: TinyTasks) -> None:
-    (request_set,) = freeze("tiny_class", tasks.folder).request_sets
-    kinds = [request.request_type for request in request_set.requests]
-    assert kinds == ["loglikelihood"] * 9 + ["generate_until"] * 9
-
-
 def test_a_request_set_says_what_it_was_made_of(tasks: TinyTasks) -> None:
     settings = replace(SETTINGS, limit=4, num_fewshot=3)
     frozen = freeze("tiny_tag", tasks.folder, settings)
@@ -114,25 +100,6 @@ def test_generated_code_needs_permission_and_is_not_even_imported_without(odd: P
     allowed = replace(SETTINGS, confirm_run_unsafe_code=True)
     assert freeze("odd_unsafe_allowed", odd, allowed).failures == {}
     assert "was imported" in freeze("odd_unsafe", odd, allowed).failures["odd_unsafe"].message
-
-
-@pytest.mark.parametrize(
-    ("task", "reason"),
-    [
-        ("odd_image", "images or audio"),
-        ("odd_class_sets", "document 0.labels is a builtins.set"),
-        ("odd_changing", "changes document 0"),
-        ("odd_class_no_order", "mixes request types"),
-        ("odd_class_type", "'multiple_choice' requests"),
-        ("odd_number", "arguments of types (str, int), not (str, str)"),
-    ],
-)
-def test_what_cannot_be_frozen_is_unsupported_and_says_why(
-    odd: Path, task: str, reason: str
-) -> None:
-    failure = freeze(task, odd).failures[task]
-    assert failure.kind is FailureKind.UNSUPPORTED
-    assert reason in failure.message
 
 
 def test_a_yaml_file_can_be_an_entry(odd: Path) -> None:

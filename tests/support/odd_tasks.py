@@ -37,58 +37,65 @@ def _configs(data: Path) -> dict[str, dict[str, Any]]:
         "doc_to_text": "{{q}}",
         "doc_to_target": "{{a}}",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [_metric("exact_match")],
         "metadata": {"version": 1},
     }
-    metric = {"aggregation": "mean", "higher_is_better": True}
+    choice = {
+        **plain,
+        "output_type": "multiple_choice",
+        "doc_to_choice": ["yes", "no"],
+        "doc_to_target": "{{l}}",
+        "generation_kwargs": None,
+        "metric_list": [_metric("acc")],
+    }
+    classes = ("sets", "eager", "same_idx", "no_order", "other_type")
     return {
         "odd_plain": plain,
-        "odd_choice": {
-            **plain,
-            "output_type": "multiple_choice",
-            "doc_to_choice": ["yes", "no"],
-            "doc_to_target": "{{l}}",
-            "generation_kwargs": None,
-            "metric_list": [{"metric": "acc", **metric}],
-        },
-        "odd_no_data": {**plain, **json_splits(data, "absent", train=False)},
-        "odd_no_function": {**plain, "process_docs": function("odd_functions.absent")},
-        "odd_bad_template": {**plain, "doc_to_text": "{{q"},
-        "odd_bad_filter": {
-            **plain,
-            "filter_list": [{"name": "none", "filter": [{"function": "absent_filter"}]}],
-        },
-        "odd_empty": {**plain, "process_docs": function("odd_functions.drop_all")},
-        "odd_metric": {**plain, "metric_list": [{"metric": "no_such_metric", **metric}]},
-        "odd_unsafe": {
-            **plain,
-            "unsafe_code": True,
-            "process_results": function("odd_import.process_results"),
-        },
-        "odd_unsafe_allowed": {**plain, "unsafe_code": True},
-        "odd_image": {**plain, "doc_to_image": function("odd_import.image")},
-        "odd_shuffled": {**plain, "process_docs": function("odd_functions.shuffle")},
-        "odd_changing": {**plain, "doc_to_text": function("odd_functions.change_doc")},
-        "odd_number": {**plain, "output_type": "loglikelihood", "doc_to_target": "n"},
-        "odd_raising": {**plain, "process_results": function("odd_functions.fail")},
-        "odd_random": {
-            **plain,
-            "process_results": function("odd_functions.draw"),
-            "metric_list": [{"metric": "drawn", **metric}],
-        },
+        "odd_choice": choice,
+        **{name: {**plain, **change} for name, change in _unbuildable(data).items()},
+        **{name: {**plain, **change} for name, change in _refused().items()},
+        **{name: {**plain, **change} for name, change in _scorable().items()},
+        **{f"odd_class_{name}": {"class": function(f"odd_functions.{name}")} for name in classes},
+    }
+
+
+def _metric(name: str) -> dict[str, Any]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": True}
+
+
+def _unbuildable(data: Path) -> dict[str, dict[str, Any]]:
+    bad_filter = {"name": "none", "filter": [{"function": "absent_filter"}]}
+    return {
+        "odd_no_data": json_splits(data, "absent", train=False),
+        "odd_no_function": {"process_docs": function("odd_functions.absent")},
+        "odd_bad_template": {"doc_to_text": "{{q"},
+        "odd_bad_filter": {"filter_list": [bad_filter]},
+        "odd_empty": {"process_docs": function("odd_functions.drop_all")},
+        "odd_metric": {"metric_list": [_metric("no_such_metric")]},
+    }
+
+
+def _refused() -> dict[str, dict[str, Any]]:
+    unsafe = {"unsafe_code": True}
+    return {
+        "odd_unsafe": {**unsafe, "process_results": function("odd_import.process_results")},
+        "odd_unsafe_allowed": unsafe,
+        "odd_image": {"doc_to_image": function("odd_import.image")},
+        "odd_changing": {"doc_to_text": function("odd_functions.change_doc")},
+        "odd_number": {"output_type": "loglikelihood", "doc_to_target": "n"},
+    }
+
+
+def _scorable() -> dict[str, dict[str, Any]]:
+    draw, sometimes = function("odd_functions.draw"), function("odd_functions.sometimes")
+    return {
+        "odd_shuffled": {"process_docs": function("odd_functions.shuffle")},
+        "odd_raising": {"process_results": function("odd_functions.fail")},
+        "odd_random": {"process_results": draw, "metric_list": [_metric("drawn")]},
         "odd_absent_metric": {
-            **plain,
-            "process_results": function("odd_functions.sometimes"),
-            "metric_list": [
-                {"metric": "always", **metric},
-                {"metric": "even", **metric},
-            ],
+            "process_results": sometimes,
+            "metric_list": [_metric("always"), _metric("even")],
         },
-        "odd_class_sets": {"class": function("odd_functions.Sets")},
-        "odd_class_eager": {"class": function("odd_functions.Eager")},
-        "odd_class_same_idx": {"class": function("odd_functions.SameIdx")},
-        "odd_class_no_order": {"class": function("odd_functions.NoOrder")},
-        "odd_class_type": {"class": function("odd_functions.OtherType")},
     }
 
 
@@ -188,25 +195,25 @@ class Plain(Task):
         return {"first_is_text": True, "n": True}
 
 
-class Sets(Plain):
+class sets(Plain):
     def row(self, i):
         return {"n": i, "labels": {i, i + 1}}
 
 
-class Eager(Plain):
+class eager(Plain):
     def __init__(self, config=None):
         super().__init__()
         self.longest = max(len(self.doc_to_text(doc)) for doc in self.dataset)
 
 
-class SameIdx(Plain):
+class same_idx(Plain):
     pass
 
 
-class NoOrder(Plain):
+class no_order(Plain):
     ORDER = (("loglikelihood", 1), ("generate_until", 0))
 
 
-class OtherType(Plain):
+class other_type(Plain):
     ORDER = (("multiple_choice", 0),)
 '''

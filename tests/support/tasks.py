@@ -106,8 +106,33 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _task_configs(data: Path) -> dict[str, dict[str, Any]]:
+    mc = _multiple_choice(data)
+    acc, mutual = mc["metric_list"][0], {**mc["metric_list"][0], "metric": "acc_mutual_info"}
+    letters = {
+        **mc,
+        "doc_to_text": "{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\n",
+        "doc_to_choice": ["A", "B", "C", "D"],
+        "num_fewshot": 0,
+        "metric_list": [acc],
+    }
+    return {
+        "tiny_mc": {**mc, "tag": "tiny_tag"},
+        "tiny_mc_first_n": {**mc, "fewshot_config": {"sampler": "first_n"}, "tag": ["tiny_tag"]},
+        "tiny_letters": letters,
+        "tiny_mutual": {**mc, "num_fewshot": None, "metric_list": [acc, mutual]},
+        "tiny_vectors": _vectors(mc),
+        "tiny_gen": _gen(data),
+        "tiny_lambada": _lambada(data),
+        "tiny_rolling": _rolling(data),
+        "tiny_function": _function(data),
+        "tiny_empty_context": {**mc, "doc_to_text": "", "num_fewshot": 0},
+        "tiny_class": {"class": function("tiny_functions.TinyClass")},
+    }
+
+
+def _multiple_choice(data: Path) -> dict[str, Any]:
     mean = {"aggregation": "mean", "higher_is_better": True}
-    mc: dict[str, Any] = {
+    return {
         **json_splits(data, "mc"),
         "output_type": "multiple_choice",
         "doc_to_text": "Question: {{question}}\nAnswer:",
@@ -117,44 +142,24 @@ def _task_configs(data: Path) -> dict[str, dict[str, Any]]:
         "metric_list": [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}],
         "metadata": {"version": 1.0},
     }
-    letters = {
-        **mc,
-        "doc_to_text": "{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\n",
-        "doc_to_choice": ["A", "B", "C", "D"],
-        "num_fewshot": 0,
-        "metric_list": [{"metric": "acc", **mean}],
+
+
+def _rolling(data: Path) -> dict[str, Any]:
+    kinds = {
+        "word_perplexity": "weighted_perplexity",
+        "byte_perplexity": "weighted_perplexity",
+        "bits_per_byte": "bits_per_byte",
     }
-    rolling = {
+    return {
         **json_splits(data, "rolling", train=False),
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
         "doc_to_target": "{{text}}",
         "metric_list": [
-            {"metric": "word_perplexity"},
-            {"metric": "byte_perplexity"},
-            {"metric": "bits_per_byte"},
+            {"metric": metric, "aggregation": kind, "higher_is_better": False}
+            for metric, kind in kinds.items()
         ],
         "metadata": {"version": 2},
-    }
-    for metric in rolling["metric_list"]:
-        kind = "bits_per_byte" if metric["metric"] == "bits_per_byte" else "weighted_perplexity"
-        metric.update(aggregation=kind, higher_is_better=False)
-    return {
-        "tiny_mc": {**mc, "tag": "tiny_tag"},
-        "tiny_mc_first_n": {**mc, "fewshot_config": {"sampler": "first_n"}, "tag": ["tiny_tag"]},
-        "tiny_letters": letters,
-        "tiny_mutual": {
-            **mc,
-            "num_fewshot": None,
-            "metric_list": [{"metric": "acc", **mean}, {"metric": "acc_mutual_info", **mean}],
-        },
-        "tiny_vectors": _vectors(mc),
-        "tiny_gen": _gen(data),
-        "tiny_lambada": _lambada(data),
-        "tiny_rolling": rolling,
-        "tiny_function": _function(data),
-        "tiny_empty_context": {**mc, "doc_to_text": "", "num_fewshot": 0},
-        "tiny_class": {"class": function("tiny_functions.TinyClass")},
     }
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import raypeft
 from raypeft.errors import SetupError
 
 MIB = 2**20
+REACH_SECONDS = 10.0
+"""A head that takes longer to accept a connection is down, or no head."""
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 
 
@@ -99,15 +102,44 @@ def cluster_has_gpus() -> bool:
 
 
 def _join(address: str) -> RayConnection:
+    _check_reachable(address)
     try:
         ray.init(address, namespace="raypeft", log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise SetupError(
-            f"the Ray cluster at {address!r} cannot be reached: {error}",
-            "check the address (--address or RAY_ADDRESS), that the cluster is up, and its token "
-            "(RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)",
-        ) from error
+        raise _out_of_reach(address, error) from error
     return _connection(is_ours=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray would try it for a quarter of an hour."""
+    if address.startswith("ray://"):
+        raise SetupError(
+            f"{address!r} is the address of a Ray client's server, through which slots cannot "
+            "be driven",
+            "run on the cluster itself (`ray job submit`), or give the head's address (host:6379)",
+        )
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise SetupError(
+            f"the address {address!r} is not HOST:PORT", "for instance 10.0.0.1:6379, or auto"
+        )
+    if host.startswith(_LOOPBACK):
+        # Ray replaces it by this machine's address.
+        host = ray.util.get_node_ip_address()
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except OSError as error:
+        raise _out_of_reach(address, error) from error
+
+
+def _out_of_reach(address: str, error: Exception) -> SetupError:
+    return SetupError(
+        f"the Ray cluster at {address!r} cannot be reached: {error}",
+        "check the address (--address or RAY_ADDRESS), that the cluster is up, and its token "
+        "(RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)",
+    )
 
 
 def _connection(*, is_ours: bool) -> RayConnection:
