@@ -21,6 +21,7 @@ from raypeft.core.records import (
     Group,
     RequestSet,
 )
+from raypeft.core.spec import Sweep
 from raypeft.engines.bases import tokenizer_digest
 from raypeft.errors import Problem, SetupError, SpecError, StoreError
 from raypeft.runtime.calls import call_all
@@ -129,7 +130,7 @@ def freeze_jobs(resolved: Resolved, store: Store) -> list[FreezeJob]:
         CellError: If a chat template is asked for that a tokenizer does not have.
     """
     sweep = resolved.sweep
-    include = _include_digest(sweep.include_path, store)
+    include = _include_digest(_own_files(sweep), store)
     jobs: dict[str, FreezeJob] = {}
     for task in sweep.tasks:
         settings = sweep.settings(task)
@@ -233,7 +234,7 @@ def _frozen_sweep(
     by_base: dict[str, list[FrozenTask]] = {base.name: [] for base in resolved.sweep.bases}
     groups: dict[str, dict[str, tuple[Group, ...]]] = {name: {} for name in by_base}
     headers: dict[str, RequestSet] = {}
-    include = _include_digest(resolved.sweep.include_path, store)
+    include = _include_digest(_own_files(resolved.sweep), store)
     for job in jobs:
         frozen = found.get(job.key)
         if frozen is None:
@@ -305,6 +306,12 @@ def _chat(resolved: Resolved, base: str, settings: EvaluationSettings) -> ChatSo
         trust_remote_code=entry.trust_remote_code,
         template=settings.apply_chat_template,
     )
+
+
+def _own_files(sweep: Sweep) -> list[str]:
+    """Return the include paths, and the entries that are YAML files themselves."""
+    files = [task.name for task in sweep.tasks if task.name.endswith((".yaml", ".yml"))]
+    return [*sweep.include_path, *files]
 
 
 def _include_digest(include_path: Iterable[str], store: Store) -> str:
