@@ -145,14 +145,13 @@ class _Run:
         self._carry_out(self._first_commands)
         self._step(Tick(self._clock()))
         while not self._state.finished:
+            self._events.extend(self._pool.wait(WAIT_SECONDS))
             if stop.signal_name and self._state.stop is None:
-                # What is there already is stored first; stopping slots would drop it.
-                self._events.extend(self._pool.wait(0.0))
-                self._handle_all()
-                self._step(StopRequested(stop.signal_name, drain))
-            else:
-                self._events.extend(self._pool.wait(WAIT_SECONDS))
-                self._handle_all()
+                # First only begin nothing new: what has just come is still current, and stored.
+                self._step(StopRequested(stop.signal_name, drain=True))
+            self._handle_all()
+            if self._state.stop == StopRequested(stop.signal_name, drain=True) and not drain:
+                self._step(StopRequested(stop.signal_name, drain=False))
             self._step(Tick(self._clock()))
             on_progress(self._meter.progress(self._state, self._clock()))
         if self._state.stop is not None:

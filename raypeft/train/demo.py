@@ -34,7 +34,7 @@ MISFIT_OF = "lora-r4"
 """The adapter whose tensors the misfit holds under foreign names."""
 
 _LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-_BASE_TRAINER = TrainerSettings(steps=900, batch_size=8, learning_rate=4e-3, warmup_steps=30)
+_BASE_TRAINER = TrainerSettings(steps=1000, batch_size=8, learning_rate=4e-3, warmup_steps=30)
 _ADAPTER_TRAINER = TrainerSettings(
     steps=100, batch_size=16, learning_rate=5e-3, weight_decay=0.0, warmup_steps=5
 )

@@ -200,8 +200,12 @@ def test_a_stop_at_any_moment_ends_the_run_and_gives_nothing_up(
     for _ in range(data.draw(st.integers(0, 30))):
         if choices := world.choices():
             data.draw(st.sampled_from(choices))()
-    world.tell(StopRequested("SIGTERM", drain))
+    world.tell(StopRequested("SIGTERM", drain=True))
+    for _ in range(data.draw(st.integers(0, 3))):
+        if choices := world.choices():
+            data.draw(st.sampled_from(choices))()
     if not drain:
+        world.tell(StopRequested("SIGTERM", drain=False))
         assert state.finished
         world.scorings.clear()
     while not state.finished:

@@ -14,7 +14,7 @@ import pytest
 from raypeft.core.records import Answer
 from tests.ray.drivers import EXIT_INTERRUPTED, PLAN
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,8 @@ def test_a_signal_ends_the_driver_and_its_ray_and_everything_told_is_on_disk(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
-        # A terminal's Ctrl-C reaches the whole group; the driver's own must be the only one.
+        # A terminal's Ctrl-C, `timeout` and service managers reach the whole group, Ray's
+        # processes too; this test's own must not be in it.
         start_new_session=True,
     ) as driver:
         told: list[str] = []
@@ -51,7 +52,7 @@ def test_a_signal_ends_the_driver_and_its_ray_and_everything_told_is_on_disk(
         told += [line.split()[1] for line in rest if line.startswith("stored")]
         assert driver.wait() == EXIT_INTERRUPTED, rest
     assert rest[-1] == f"interrupted {number.name}"
-    gone, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     stored: dict[tuple[str, int], tuple[Answer, ...]] = {}
     for path in tmp_path.glob("*.pickle"):

@@ -119,7 +119,9 @@ class Unreadable:
 
 
 def test_an_actor_that_cannot_begin_is_a_failed_start(pool: RayPool) -> None:
-    pool.start_slot("s1", EngineSpec(kind="fake", base="b", base_digest="d", options={"x": Unreadable()}))
+    pool.start_slot(
+        "s1", EngineSpec(kind="fake", base="b", base_digest="d", options={"x": Unreadable()})
+    )
     failed = only(collect(pool, SlotFailed), SlotFailed)
     assert isinstance(failed, SlotFailed)
     assert failed.failure.kind is FailureKind.LOAD_FAILED
@@ -158,7 +160,7 @@ def test_stopping_a_slot_ends_its_process_while_it_hangs(pool: RayPool, tmp_path
     processes = actors()
     assert len(processes) == 1
     pool.stop_slot("s1")
-    gone, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive
 
 

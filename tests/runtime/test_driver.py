@@ -86,9 +86,7 @@ def finish(plan: Plan, sink: MemorySink) -> None:
 
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("shards", [1, 3, 6])
-def test_shards_slots_and_crashes_change_no_answer(
-    shards: int, slots: int, tmp_path: Path
-) -> None:
+def test_shards_slots_and_crashes_change_no_answer(shards: int, slots: int, tmp_path: Path) -> None:
     def results(plan: Plan, policy: Policy) -> dict[str, Scored]:
         sink = MemorySink()
         run(plan, sink, policy=policy)
@@ -119,23 +117,22 @@ def test_progress_reaches_the_end_and_the_journal_says_why_everything_was_done()
 
 
 def test_a_request_set_is_sent_once_and_forgotten_with_its_last_cell() -> None:
-    class Watched(LocalPool):
-        shared: list[str] = []
-        released: list[str] = []
+    shared: list[str] = []
+    released: list[str] = []
 
+    class Watched(LocalPool):
         def share(self, key: str, value: object) -> None:
-            self.shared.append(key)
+            shared.append(key)
             super().share(key, value)
 
         def release(self, key: str) -> None:
-            self.released.append(key)
+            released.append(key)
             super().release(key)
 
-    pool = Watched()
-    run(make_plan(adapters=2, tasks=2, shards=2), MemorySink(), pool=pool)
+    run(make_plan(adapters=2, tasks=2, shards=2), MemorySink(), pool=Watched())
     every = ["requests0", "requests1", "score/requests0", "score/requests1"]
-    assert sorted(pool.shared) == every
-    assert sorted(pool.released) == every
+    assert sorted(shared) == every
+    assert sorted(released) == every
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -211,13 +208,13 @@ def test_answers_under_another_subjects_name_are_never_stored() -> None:
 
 
 def test_a_late_or_repeated_answer_is_dropped_and_noted() -> None:
-    class Stuttering(LocalPool):
-        said: list[PoolEvent] = []
+    said: list[PoolEvent] = []
 
+    class Stuttering(LocalPool):
         def wait(self, timeout_seconds: float) -> list[PoolEvent]:
             events = super().wait(timeout_seconds)
-            self.said += events
-            return [*events, *self.said[-3:]]
+            said.extend(events)
+            return [*events, *said[-3:]]
 
     sink = MemorySink()
     outcome = run(make_plan(adapters=2, shards=2), sink, pool=Stuttering())
@@ -252,9 +249,7 @@ def test_stored_answers_that_cannot_be_read_fail_their_cell_only() -> None:
     assert sink.results.keys() == {"base0/a0:task0"}
 
 
-def void(
-    request_set: RequestSet, answers: Sequence[Answer], include_path: Sequence[str]
-) -> Scored:
+def void(request_set: RequestSet, answers: Sequence[Answer], include_path: Sequence[str]) -> Scored:
     raise CellError("not_finite", "answer 3 is NaN")
 
 

@@ -33,7 +33,9 @@ def test_an_exception_becomes_a_failure_that_says_whether_to_try_again(
 ) -> None:
     failure = failure_from(error)
     assert (failure.kind, failure.retryable) == (kind, retryable)
-    assert failure.detail.startswith(("raypeft.errors", type(error).__module__, type(error).__name__))
+    assert failure.detail.startswith(
+        ("raypeft.errors", type(error).__module__, type(error).__name__)
+    )
 
 
 def test_a_kind_that_is_none_stays_in_the_message() -> None:
@@ -62,8 +64,8 @@ def test_the_end_of_a_long_traceback_is_kept() -> None:
 
 
 def test_memory_errors_are_known_by_any_base_class() -> None:
-    class Special(OutOfMemoryError):
+    class SpecialError(OutOfMemoryError):
         pass
 
-    assert is_out_of_memory(Special())
+    assert is_out_of_memory(SpecialError())
     assert not is_out_of_memory(RuntimeError("out of memory"))

@@ -9,11 +9,12 @@ from raypeft.runtime.stopping import stopping
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_a_request_and_the_second_an_end(number: signal.Signals) -> None:
-    with pytest.raises(Interrupted) as caught, stopping() as stop:
+    with stopping() as stop:
         assert stop.signal_name == ""
         signal.raise_signal(number)
         assert stop.signal_name == number.name
-        signal.raise_signal(number)
+        with pytest.raises(Interrupted) as caught:
+            signal.raise_signal(number)
     assert caught.value.signal_name == number.name
 
 

@@ -42,6 +42,9 @@ from raypeft.runtime.ports import (
 from raypeft.runtime.slot import Broken, Slot
 from raypeft.runtime.work import build as build_default
 
+FETCH_SECONDS = 300.0
+"""Longest to fetch what is said to be there; then its node is taken for dead."""
+
 
 class SlotActor:
     """What runs in the actor: a `Slot` that fetches request sets from Ray.
@@ -121,11 +124,11 @@ class RayPool:
     ) -> None:
         switches = {} if connection.is_local else inherited_switches(os.environ)
         self._options = with_environment(actor_options(profile), switches)
+        self._actor_class = ray.remote(SlotActor)
         # Calls are few at a time by the driver's count; beside slots that hold every core of a
         # small machine they would wait for the night to end.
-        self._call_options = with_environment(
-            call_options(cpus=0 if connection.is_local else 1), switches
-        )
+        options = call_options(cpus=0 if connection.is_local else 1)
+        self._task = ray.remote(_guarded).options(**with_environment(options, switches))
         self._num_slots = num_slots
         if connection.is_local:
             self._num_slots = min(num_slots, self._fitting(profile))
@@ -148,7 +151,7 @@ class RayPool:
     def start_slot(self, slot: str, spec: EngineSpec) -> None:
         """Start an actor; its base is loaded once it has its hardware."""
         options = {**self._options, "name": f"{self._run_id}/{slot}"}
-        actor = ray.remote(SlotActor).options(**options).remote(spec, self._build)
+        actor = self._actor_class.options(**options).remote(spec, self._build)
         self._actors[slot] = actor
         self._pending[actor.place.remote()] = _Pending(_Step.PLACE, slot)
 
@@ -185,8 +188,7 @@ class RayPool:
     def submit_call(self, call: str, function: Callable[..., object], *args: object) -> None:
         """Run a function in a task."""
         values = [self._shared[arg.key] if isinstance(arg, Shared) else arg for arg in args]
-        task = ray.remote(_guarded).options(**self._call_options)
-        self._pending[task.remote(function, *values)] = _Pending(_Step.CALL, call)
+        self._pending[self._task.remote(function, *values)] = _Pending(_Step.CALL, call)
 
     def wait(self, timeout_seconds: float) -> list[PoolEvent]:
         """Return what has happened."""
@@ -212,7 +214,7 @@ class RayPool:
 
     def _event(self, pending: _Pending, ref: Any) -> PoolEvent:
         try:
-            value = ray.get(ref)
+            value = ray.get(ref, timeout=FETCH_SECONDS)
         except Exception as error:  # noqa: BLE001 - a failure becomes an event here
             return self._failed(pending, failure_of(error))
         slot = pending.owner
