@@ -130,7 +130,7 @@ class BaseState:
         if self.load_failures and not self.is_held:
             # One slot probes a doubtful base; the others have better things to load.
             return bool(self.waiting) and not self.num_starting
-        return len(self.waiting) > self.num_starting + len(self.idle)
+        return len(self.waiting) > self.num_starting
 
     @property
     def tokens_per_slot(self) -> float:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raypeft.train.artifact import making
-from raypeft.train.loop import OnStep, Row, fit, quiet, seeded
+from raypeft.train.loop import OnStep, Row, fit, quiet, reproducible
 from raypeft.train.recipes import BaseRecipe, base_seal
 
 END_OF_TEXT = "<|end|>"
@@ -43,7 +43,7 @@ def train_base(
         The loss of each step.
     """
     stored = base_seal(recipe, texts)
-    with making(out_path, stored) as folder, seeded(recipe.trainer.seed), quiet():
+    with making(out_path, stored) as folder, reproducible(recipe.trainer), quiet():
         tokenizer = train_tokenizer(texts, recipe)
         model = _new_model(recipe, tokenizer)
         losses = fit(

@@ -34,9 +34,13 @@ MISFIT_OF = "lora-r4"
 """The adapter whose tensors the misfit holds under foreign names."""
 
 _LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-_BASE_TRAINER = TrainerSettings(steps=1000, batch_size=8, learning_rate=4e-3, warmup_steps=30)
+# One thread: the matrices are too small to share, and where other processes want the cores too,
+# two threads that wait for each other took ten times as long as one.
+_BASE_TRAINER = TrainerSettings(
+    steps=1000, batch_size=8, learning_rate=4e-3, warmup_steps=30, threads=1
+)
 _ADAPTER_TRAINER = TrainerSettings(
-    steps=100, batch_size=16, learning_rate=5e-3, weight_decay=0.0, warmup_steps=5
+    steps=100, batch_size=16, learning_rate=5e-3, weight_decay=0.0, warmup_steps=5, threads=1
 )
 
 

@@ -15,7 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raypeft.errors import Problem, SpecError
 from raypeft.train.artifact import making
-from raypeft.train.loop import IGNORED_LABEL, OnStep, Row, fit, quiet, seeded, shuffled_forever
+from raypeft.train.loop import (
+    IGNORED_LABEL,
+    OnStep,
+    Row,
+    fit,
+    quiet,
+    reproducible,
+    shuffled_forever,
+)
 from raypeft.train.recipes import AdapterRecipe, Example, adapter_seal
 
 
@@ -46,7 +54,7 @@ def fine_tune(
     """
     config = _peft_config(recipe)
     stored = adapter_seal(recipe, examples, base_path)
-    with making(out_path, stored) as folder, seeded(recipe.trainer.seed), quiet():
+    with making(out_path, stored) as folder, reproducible(recipe.trainer), quiet():
         tokenizer = AutoTokenizer.from_pretrained(base_path)
         base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32).to(device)
         model = peft.get_peft_model(base, config)

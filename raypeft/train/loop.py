@@ -27,11 +27,16 @@ Row: TypeAlias = tuple[Sequence[int], Sequence[int]]
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside the block and put its random state back afterwards."""
+def reproducible(settings: TrainerSettings) -> Iterator[None]:
+    """Seed torch and set its threads inside the block; put both back afterwards."""
+    threads = torch.get_num_threads()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+        torch.manual_seed(settings.seed)
+        torch.set_num_threads(settings.threads or threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -63,8 +68,8 @@ def fit(
 ) -> list[float]:
     """Train the model's trainable weights in place and return the loss of each step.
 
-    The same weights, rows and settings give the same weights bit for bit on one kind of CPU with
-    one number of threads, given that the caller has seeded torch (`seeded`).
+    Inside `reproducible`, the same weights, rows and settings give the same weights bit for bit
+    on one kind of CPU and with one number of threads.
 
     Raises:
         CellError: If the loss is no longer finite; nothing useful can follow.

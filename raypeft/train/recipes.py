@@ -43,6 +43,8 @@ class TrainerSettings:
         weight_decay: As in AdamW.
         max_grad_norm: Gradients are clipped to this norm.
         seed: Decides initial weights, order of the data and dropout.
+        threads: CPU threads to compute with; None is torch's own number. More of them add up
+            numbers in another order, so the last bits of the weights depend on it.
     """
 
     steps: int
@@ -53,8 +55,10 @@ class TrainerSettings:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     seed: int = 0
+    threads: int | None = None
 
     def __post_init__(self) -> None:
+        threads = 1 if self.threads is None else self.threads
         problems = [
             Problem(name, f"is {value}; it must be {allowed}")
             for name, value, allowed, holds in (
@@ -65,6 +69,12 @@ class TrainerSettings:
                 ("final_share", self.final_share, "0 to 1", 0 <= self.final_share <= 1),
                 ("weight_decay", self.weight_decay, "0 or more", self.weight_decay >= 0),
                 ("max_grad_norm", self.max_grad_norm, "above 0", self.max_grad_norm > 0),
+                (
+                    "threads",
+                    self.threads,
+                    "1 or more, or null",
+                    self.threads is None or self.threads >= 1,
+                ),
             )
             if not holds
         ]

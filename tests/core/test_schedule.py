@@ -239,6 +239,25 @@ def test_one_bad_cell_of_a_unit_leaves_the_others_alone() -> None:
     assert (again.cells, again.attempt) == ((flaky,), 2)
 
 
+def test_a_unit_stays_for_its_other_cells_when_one_of_them_is_given_up() -> None:
+    state, commands = start(make_plan(adapters=2, shards=2, subjects_per_unit=2))
+    for _ in range(2):
+        commands = play(state, done(only_run(commands)))
+    run = only_run(commands)
+    bad, good = run.cells
+    commands = play(state, done(run, **{bad: MISFIT}))
+    assert only_run(commands).cells == (good,)
+
+
+def test_an_answer_for_a_cell_that_was_given_up_meanwhile_changes_nothing() -> None:
+    state, commands = start(make_plan(adapters=0, shards=2), Policy(slots=2))
+    first, second = of_kind(commands, RunUnit)
+    (given_up,) = of_kind(play(state, done(first, **{first.cells[0]: MISFIT})), GiveUp)
+    assert not of_kind(play(state, done(second)), ScoreCell)
+    assert state.cells[given_up.cell] is CellPhase.FAILED
+    assert state.finished
+
+
 def test_a_lost_slot_has_a_budget_of_its_own() -> None:
     state, commands = start(make_plan(adapters=0), Policy(attempts=1, slot_losses=2))
     (first,) = of_kind(commands, StartSlot)
@@ -314,7 +333,8 @@ def test_a_scoring_that_fails_is_tried_again_and_given_up_at_last() -> None:
     (score,) = of_kind(play(state, done(only_run(commands))), ScoreCell)
     (again,) = of_kind(play(state, ScoreFailed(score.cell, 1, CRASH)), ScoreCell)
     assert again.attempt == 2
-    assert play(state, ScoreFailed(score.cell, 1, CRASH)) == []
+    assert play(state, ScoreFailed(score.cell, 1, CRASH), CellScored(score.cell, 1)) == []
+    assert state.cells[score.cell] is CellPhase.SCORING
     (given_up,) = of_kind(play(state, ScoreFailed(score.cell, 2, CRASH)), GiveUp)
     assert given_up.attempts == 2
     assert state.finished
@@ -331,6 +351,14 @@ def test_a_unit_beyond_its_time_is_stopped_with_its_slot_and_runs_again() -> Non
     commands = play(state, Tick(15.0))
     assert [type(command) for command in commands] == [StopSlot, StartSlot]
     assert commands[0] == StopSlot(run.slot, "ran longer than 10 seconds (unit_timeout) in slot-1")
+
+
+def test_the_time_of_an_attempt_does_not_count_for_the_next_one() -> None:
+    state, commands = start(make_plan(adapters=0), Policy(unit_timeout_seconds=10.0))
+    play(state, Tick(0.0))
+    play(state, failed(only_run(commands)), Tick(5.0))
+    assert play(state, Tick(10.0), Tick(14.9)) == []
+    assert of_kind(play(state, Tick(15.0)), StopSlot)
 
 
 def test_time_that_passed_before_a_unit_began_is_not_charged_to_it() -> None:

@@ -119,6 +119,8 @@ def test_connecting_where_ray_is_up_joins_it_and_leaves_it_up(local_ray: RayConn
         assert again.address == local_ray.address
         assert not again.is_ours
     assert ray.is_initialized()
+    with pytest.raises(SetupError, match="this process is connected to Ray at"):
+        connect("10.0.0.1:6379")
 
 
 @pytest.mark.parametrize(

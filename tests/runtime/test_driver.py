@@ -327,6 +327,21 @@ def test_a_signal_at_any_moment_loses_nothing_and_a_second_run_goes_on(rounds: i
     finish(plan, sink)
 
 
+class InterruptedEngine(FakeEngine):
+    def answer(self, shard: Shard, subjects: Sequence[Subject]) -> list[SubjectAnswers]:
+        if subjects[0].adapter is not None:
+            signal.raise_signal(signal.SIGTERM)
+        return super().answer(shard, subjects)
+
+
+def test_what_is_answered_while_the_signal_comes_is_stored() -> None:
+    plan, sink = make_plan(adapters=3), MemorySink()
+    with pytest.raises(Interrupted):
+        run(plan, sink, pool=LocalPool(build=InterruptedEngine))
+    assert len(sink.stored) == 2
+    finish(plan, sink)
+
+
 def test_a_second_signal_ends_the_run_at_once() -> None:
     def twice(progress: Progress) -> None:
         signal.raise_signal(signal.SIGINT)

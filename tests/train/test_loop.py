@@ -4,7 +4,8 @@ import pytest
 import torch
 import transformers
 
-from raypeft.train.loop import IGNORED_LABEL, collate, quiet, shuffled_forever
+from raypeft.train.loop import IGNORED_LABEL, collate, quiet, reproducible, shuffled_forever
+from raypeft.train.recipes import TrainerSettings
 
 pytestmark = pytest.mark.torch
 
@@ -31,3 +32,18 @@ def test_progress_bars_come_back_after_the_block() -> None:
     with quiet():
         assert not logging.is_progress_bar_enabled()
     assert logging.is_progress_bar_enabled()
+
+
+def test_the_callers_random_state_and_threads_come_back_after_the_block() -> None:
+    settings = TrainerSettings(steps=1, batch_size=1, learning_rate=1.0, seed=3, threads=1)
+    threads = torch.get_num_threads()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    with reproducible(settings):
+        first = torch.rand(1)
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.rand(1), expected)
+    with reproducible(settings):
+        assert torch.equal(torch.rand(1), first)

@@ -30,9 +30,9 @@ def test_a_single_step_has_the_full_learning_rate() -> None:
 
 def test_every_wrong_setting_is_reported_at_once() -> None:
     with pytest.raises(SpecError) as caught:
-        TrainerSettings(steps=0, batch_size=0, learning_rate=-1.0, final_share=2.0)
+        TrainerSettings(steps=0, batch_size=0, learning_rate=-1.0, final_share=2.0, threads=0)
     places = [problem.place for problem in caught.value.problems]
-    assert places == ["steps", "batch_size", "learning_rate", "final_share"]
+    assert places == ["steps", "batch_size", "learning_rate", "final_share", "threads"]
     assert "learning_rate: is -1.0; it must be above 0" in str(caught.value)
 
 

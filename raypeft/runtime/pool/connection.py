@@ -59,20 +59,21 @@ def connect(
     """Connect to a cluster, or start a Ray on this machine that nobody else can reach.
 
     Args:
-        address: The cluster's; None takes `RAY_ADDRESS`, which is set inside a Ray job, and
-            starts a local Ray if there is none.
+        address: The cluster's, or `local`; None takes `RAY_ADDRESS`, which is set inside a Ray
+            job, and starts a local Ray if there is none.
         num_cpus: Of a local Ray; None counts the machine's.
         num_gpus: Of a local Ray; None counts the machine's.
         object_store_mib: Of a local Ray. Request sets and answers pass through it, which are
             small; what does not fit goes to the disk.
 
     Raises:
-        SetupError: If the cluster cannot be reached, or the local Ray would be reachable.
+        SetupError: If the cluster cannot be reached, the local Ray would be reachable, or this
+            process is connected to another one.
     """
     if ray.is_initialized():
-        return _connection(is_ours=False)
+        return _present(address)
     address = address or os.environ.get("RAY_ADDRESS")
-    if address:
+    if address and address != "local":
         return _join(address)
     with _environment(_local_environment()), _loopback_only():
         ray.init(
@@ -99,6 +100,17 @@ def connect(
 def cluster_has_gpus() -> bool:
     """Whether any node of the connected Ray has a GPU."""
     return any(node["Resources"].get("GPU", 0) > 0 for node in ray.nodes() if node["Alive"])
+
+
+def _present(address: str | None) -> RayConnection:
+    """Return the connection that this process has, if it is the one asked for."""
+    connection = _connection(is_ours=False)
+    if address not in (None, "auto", "local", connection.address):
+        raise SetupError(
+            f"this process is connected to Ray at {connection.address}, not {address}",
+            "end that connection first (ray.shutdown), or give no address",
+        )
+    return connection
 
 
 def _join(address: str) -> RayConnection:
