@@ -21,7 +21,7 @@ Spoil = Callable[[Path], None]
 WEIGHTS = "adapter_model.safetensors"
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change an adapter's tensors."""
     tensors = dict(safetensors.numpy.load_file(folder / WEIGHTS))
     change(tensors)

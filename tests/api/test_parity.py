@@ -14,7 +14,7 @@ import pytest
 from raypeft import api
 from raypeft.core.spec import Sweep
 from raypeft.store.jsontext import load_json
-from tests.support.lab import Lab, MakeSweep
+from tests.support.lab import Lab
 
 pytestmark = pytest.mark.torch
 

@@ -198,9 +198,7 @@ def test_the_same_requests_under_other_scoring_settings_are_scored_again_not_ans
     make_lab_sweep: MakeSweep, tmp_path: Path
 ) -> None:
     # tiny_lambada's perplexity has no closed-form stderr: it depends on the number of resamples.
-    first = make_lab_sweep(
-        engine=FAKE, tasks=["tiny_lambada"], evaluation={"bootstrap_iters": 100}
-    )
+    first = make_lab_sweep(engine=FAKE, tasks=["tiny_lambada"], evaluation={"bootstrap_iters": 100})
     second = make_lab_sweep(
         engine=FAKE,
         tasks=["tiny_lambada"],
