@@ -51,6 +51,8 @@ class Resolved:
             dtype=facts.dtype,
             device=device,
             batch_size=sweep.engine.batch_size,
+            sharing=sweep.engine.sharing,
+            batch_tokens=None if sweep.engine.batch_tokens == "auto" else sweep.engine.batch_tokens,
             softmax_dtype=softmax,
             attn_implementation=base.attn_implementation,
             max_length=base.max_length,

@@ -78,7 +78,10 @@ class EngineSpec:
         tokenizer: Folder or hub id of another tokenizer; None is the base's own.
         dtype: `float32`, `bfloat16` or `float16`; never `auto` here.
         device: `cpu` or `cuda`.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass where nothing is shared.
+        sharing: Whether requests that share a context compute it once, where that is exact.
+        batch_tokens: Tokens per forward pass where contexts are shared; None lets the engine
+            choose by model and device.
         softmax_dtype: dtype of the log-softmax; None computes it in the model's dtype.
         attn_implementation: As in transformers; None is the model's default.
         max_length: Longest row in tokens; None is the model's own limit.
@@ -96,6 +99,8 @@ class EngineSpec:
     dtype: str = "float32"
     device: str = "cpu"
     batch_size: int = 8
+    sharing: bool = True
+    batch_tokens: int | None = None
     softmax_dtype: str | None = "float32"
     attn_implementation: str | None = None
     max_length: int | None = None
@@ -107,7 +112,7 @@ class EngineSpec:
     def numerics(self) -> dict[str, Json]:
         """Return the settings that can change a score, as they enter a cell's identity.
 
-        Batch size, device and paths are left out (design.md, Identity).
+        Left out are what moves answers by rounding at most (batch size, sharing), device and paths.
         """
         return {
             "engine": self.kind,

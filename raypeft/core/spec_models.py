@@ -218,7 +218,20 @@ class EngineSection(_Section):
         description="Engine; `auto` chooses. `fake` answers from a script, for tests.",
         json_schema_extra={"enum": list(BUILT_ENGINES)},
     )
-    batch_size: Count = Field(default=8, description="Rows per forward pass.")
+    batch_size: Count = Field(
+        default=8, description="Rows per forward pass where contexts are not shared."
+    )
+    sharing: bool = Field(
+        default=True,
+        description="Whether the choices of a document share its context, and documents their "
+        "common shots, where the model computes that exactly. false is lm-eval's own batches, for "
+        "its numbers bit for bit.",
+    )
+    batch_tokens: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Tokens per forward pass where contexts are shared; `auto` chooses by model "
+        "and device.",
+    )
     softmax_dtype: Literal["float32", "model"] = Field(
         default="float32",
         description="dtype of the log-softmax; `model` computes it in the model's own, as lm-eval "

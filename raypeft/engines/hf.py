@@ -25,9 +25,16 @@ from raypeft.core.records import (
 )
 from raypeft.engines.hardware import read_hardware
 from raypeft.engines.hf_batches import Batch, batch_seed, shard_range
-from raypeft.engines.hf_failures import as_failure, is_fatal
-from raypeft.engines.hf_model import HFModel, free_memory
+from raypeft.engines.hf_failures import as_failure, free_memory, is_fatal
+from raypeft.engines.hf_model import HFModel
 from raypeft.engines.hf_requests import Encoded, EncodedSets
+from raypeft.engines.hf_shared import (
+    RowLimit,
+    Shared,
+    choose_batch_tokens,
+    run_packed,
+    why_not_shared,
+)
 from raypeft.errors import CellError, EngineFatalError
 
 
@@ -46,7 +53,14 @@ class HFEngine(HFModel):
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)
         self._is_closed = False
-        self._sets = EncodedSets(self, batch_size=spec.batch_size)
+        self._limit = RowLimit()
+        self._checked: dict[str | None, str] = {}
+        batch_tokens = spec.batch_tokens or choose_batch_tokens(self._base, self._device)
+        self._sets = EncodedSets(
+            self,
+            batch_size=spec.batch_size,
+            batch_tokens=None if self._why_plain() else batch_tokens,
+        )
 
     def answer(self, shard: Shard, subjects: Sequence[Subject]) -> list[SubjectAnswers]:
         """Answer the requests of a shard for each subject; see `raypeft.engines.base.Engine`."""
@@ -95,8 +109,44 @@ class HFEngine(HFModel):
             failure=failure,
             tokens=self._tokens_seen,
             seconds=time.perf_counter() - started,
-            path="plain",
+            path=self._path(encoded),
         )
+
+    # --- shared or plain ----------------------------------------------------------------------
+
+    def _why_plain(self) -> str:
+        """Return why what is attached now must not share contexts; empty if it may.
+
+        Asked of the model once for the base and once for each adapter that is attached.
+        """
+        key = None if self._attached is None else self._attached.digest
+        if key not in self._checked:
+            # Only the last few matter: an adapter stays attached while there is work for it.
+            self._checked = {None: self._checked[None]} if None in self._checked else {}
+            self._checked[key] = self._ask_model()
+        return self._checked[key]
+
+    def _ask_model(self) -> str:
+        if not self._spec.sharing:
+            return "the sweep file says so"
+        if self.backend != "causal":
+            return f"a {self.backend} model"
+        if self._peft is not None and self._peft.active_peft_config.is_prompt_learning:
+            return "adapters of prompt types own the cache and put tokens in front"
+        return why_not_shared(self._shared(), self._model_call, max_length=self.max_length)
+
+    def _shared(self) -> Shared:
+        return Shared(self._model, self._device, self.softmax_dtype)
+
+    def _path(self, encoded: Encoded) -> str:
+        why = self._why_plain()
+        if encoded.packed is None or why:
+            return f"plain: {why}" if why else "plain"
+        if encoded.packed.left_out:
+            return "shared, and plain for requests longer than the model"
+        return "shared"
+
+    # --- the three kinds of requests ----------------------------------------------------------
 
     def _run(self, encoded: Encoded, shard: Shard) -> tuple[Answer, ...]:
         answers = [
@@ -107,7 +157,21 @@ class HFEngine(HFModel):
         return tuple(sorted(answers, key=lambda answer: answer.index))
 
     def _run_pairs(self, encoded: Encoded, shard: Shard) -> Iterator[Answer]:
-        batches = encoded.pair_batches
+        packed = encoded.packed
+        if packed is None or not packed.rows or self._why_plain():
+            yield from self._run_plain(encoded, encoded.pair_batches, shard)
+            return
+        rows = packed.shard_rows(shard.index, shard.count)
+        found = run_packed(self._shared(), packed, rows, self._limit)
+        self._tokens_seen += sum(len(packed.rows[at].tokens) for at in rows)
+        requests = encoded.requests["loglikelihood"]
+        for position, (logprob, is_greedy) in found.items():
+            yield Answer(requests[position].index, logprob=logprob, is_greedy=is_greedy)
+        yield from self._run_plain(encoded, encoded.left_out_batches, shard)
+
+    def _run_plain(
+        self, encoded: Encoded, batches: tuple[Batch, ...], shard: Shard
+    ) -> Iterator[Answer]:
         own = shard_range(len(batches), shard.index, shard.count)
         positions = sorted(position for at in own for position in batches[at])
         if not positions:

@@ -1,7 +1,10 @@
 """What an exception from torch or PEFT means for the subject that caused it.
 
-Decides: out of memory, a broken device, or a crash of this subject. Leaves to others: cleaning up.
+Decides: out of memory, a broken device, or a crash of this subject. Leaves to others: making the
+model clean again.
 """
+
+import gc
 
 import torch
 
@@ -66,3 +69,10 @@ def as_failure(error: Exception, what: str, detail: str) -> Failure:
         retryable=True,
         detail=detail,
     )
+
+
+def free_memory() -> None:
+    """Give unused memory back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

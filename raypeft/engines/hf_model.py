@@ -10,7 +10,6 @@ differ in more than the adapter.
 """
 
 import contextlib
-import gc
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from raypeft.engines.adapters import open_adapter
 from raypeft.engines.bases import TOKENIZER_FILES, find_base
 from raypeft.engines.folders import resolve_folder
 from raypeft.engines.hf_adapters import attach, detach, probe_rows, probe_tokens
-from raypeft.engines.hf_failures import as_failure
+from raypeft.engines.hf_failures import as_failure, free_memory
 from raypeft.engines.hf_snapshot import take_snapshot
 from raypeft.errors import CellError, EngineFatalError
 
@@ -289,10 +288,3 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if was_enabled:
             transformers_logging.enable_progress_bar()
-
-
-def free_memory() -> None:
-    """Give unused memory back to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -24,6 +24,7 @@ from raypeft.engines.hf_batches import (
     pair_batches,
     to_array,
 )
+from raypeft.engines.packing import Packed, pack
 from raypeft.errors import CellError
 
 MOST_KEPT_TOKENS = 64_000_000
@@ -51,7 +52,9 @@ class Encoded:
     Attributes:
         requests: By request type, in the request set's order.
         pairs: The encoded log-likelihood requests.
-        pair_batches: Their batches.
+        pair_batches: Their batches where nothing is shared.
+        packed: The same requests as rows that share; None if this engine shares nothing.
+        left_out_batches: Batches of those requests that no row may hold.
         rolling: Windows and batches of the rolling requests.
         generations: (context, settings) of the generation requests.
         generation_batches: Their batches.
@@ -61,6 +64,8 @@ class Encoded:
     requests: Mapping[RequestType, tuple[Request, ...]]
     pairs: tuple[Pair, ...] = ()
     pair_batches: tuple[Batch, ...] = ()
+    packed: Packed | None = None
+    left_out_batches: tuple[Batch, ...] = ()
     rolling: RollingPlan = field(default_factory=lambda: RollingPlan((), (0,), 1))
     generations: tuple[tuple[str, dict[str, Json]], ...] = ()
     generation_batches: tuple[GenerationBatch, ...] = ()
@@ -72,15 +77,22 @@ class EncodedSets:
 
     Args:
         encoder: The model whose tokenizer encodes.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass where nothing is shared.
+        batch_tokens: Tokens per forward pass of packed rows; None packs none.
         most_tokens: How many tokens to keep; one request set is kept in any case.
     """
 
     def __init__(
-        self, encoder: Encoder, *, batch_size: int, most_tokens: int = MOST_KEPT_TOKENS
+        self,
+        encoder: Encoder,
+        *,
+        batch_size: int,
+        batch_tokens: int | None = None,
+        most_tokens: int = MOST_KEPT_TOKENS,
     ) -> None:
         self._encoder = encoder
         self._batch_size = batch_size
+        self._batch_tokens = batch_tokens
         self._most_tokens = most_tokens
         self._kept: OrderedDict[str, Encoded] = OrderedDict()
 
@@ -88,7 +100,9 @@ class EncodedSets:
         """Return a request set's tokens and batches, encoding it if this is the first time."""
         digest = request_set.digest
         if digest not in self._kept:
-            self._kept[digest] = encode(self._encoder, request_set, self._batch_size)
+            self._kept[digest] = encode(
+                self._encoder, request_set, self._batch_size, self._batch_tokens
+            )
         self._kept.move_to_end(digest)
         while len(self._kept) > 1 and self._num_tokens() > self._most_tokens:
             self._kept.popitem(last=False)
@@ -98,8 +112,10 @@ class EncodedSets:
         return sum(encoded.num_tokens for encoded in self._kept.values())
 
 
-def encode(encoder: Encoder, request_set: RequestSet, batch_size: int) -> Encoded:
-    """Encode a request set and form its batches.
+def encode(
+    encoder: Encoder, request_set: RequestSet, batch_size: int, batch_tokens: int | None = None
+) -> Encoded:
+    """Encode a request set and form its batches, packed ones only for a number of tokens.
 
     Raises:
         CellError: `task_failed` if a request cannot be put to this model at all.
@@ -113,12 +129,22 @@ def encode(encoder: Encoder, request_set: RequestSet, batch_size: int) -> Encode
         for request in requests.get("generate_until", ())
     )
     compact, num_tokens = _compact(pairs)
+    by_context = encoder.backend == "causal"
+    packed: Packed | None = None
+    left_out: tuple[Batch, ...] = ()
+    if batch_tokens is not None:
+        packed = pack(compact, max_length=encoder.max_length, batch_tokens=batch_tokens)
+        rest = [pairs[at] for at in packed.left_out]
+        left_out = tuple(
+            tuple(packed.left_out[at] for at in batch)
+            for batch in pair_batches(rest, batch_size=batch_size, by_context=by_context)
+        )
     return Encoded(
         requests=requests,
         pairs=compact,
-        pair_batches=pair_batches(
-            pairs, batch_size=batch_size, by_context=encoder.backend == "causal"
-        ),
+        pair_batches=pair_batches(pairs, batch_size=batch_size, by_context=by_context),
+        packed=packed,
+        left_out_batches=left_out,
         rolling=rolling,
         generations=generations,
         generation_batches=generation_batches(

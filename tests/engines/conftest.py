@@ -19,5 +19,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_spec(tiny_base: Path) -> EngineSpec:
+    """Return a base whose answers are lm-eval's bit for bit: nothing is shared."""
     facts = read_base(str(tiny_base))
-    return EngineSpec(kind="hf", base=facts.path, base_digest=facts.digest, batch_size=4)
+    return EngineSpec(
+        kind="hf", base=facts.path, base_digest=facts.digest, batch_size=4, sharing=False
+    )

@@ -90,7 +90,9 @@ def test_adapter_equals_lm_eval_with_a_fresh_peft_model_and_leaves_the_base_as_i
 def test_every_architecture_equals_lm_eval_and_is_switched_clean(tmp_path: Path, name: str) -> None:
     base = make_base(tmp_path / "base", name)
     folder = make_adapter(base, tmp_path / "lora", "lora_r8_all_linear")
-    engine = HFEngine(EngineSpec(kind="hf", base=str(base), base_digest="0", batch_size=4))
+    engine = HFEngine(
+        EngineSpec(kind="hf", base=str(base), base_digest="0", batch_size=4, sharing=False)
+    )
     adapted = subject_of(folder, base_path=str(base))
     expected = [
         reference_answers(reference(base, own, batch_size=4), REQUESTS) for own in (None, folder)

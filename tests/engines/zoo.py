@@ -55,6 +55,7 @@ ZOO = CLEAN | MUTATING
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = _SMALL | {"intermediate_size": 64, "num_key_value_heads": 2}
+_BLOOM = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "gpt_neox": _SMALL | {"intermediate_size": 64},
@@ -64,13 +65,40 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """Settings of tiny bases: transposed weights, fused projections, ties, windows, experts."""
 
+MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": _GROUPED,
+    "qwen2": _GROUPED | {"tie_word_embeddings": True},
+    "mistral": _GROUPED | {"sliding_window": 16},
+    "gemma3_text": _GROUPED
+    | {
+        "head_dim": 8,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi": _SMALL | {"intermediate_size": 64},
+    "opt": _SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
+    "bloom": _BLOOM,
+    "falcon": _SMALL | {"alibi": True},
+    "recurrent_gemma": _SMALL
+    | {
+        "num_hidden_layers": 3,
+        "intermediate_size": 64,
+        "num_key_value_heads": 1,
+        "attention_window_size": 16,
+        "lru_width": 32,
+    },
+}
+"""Windows shorter than the prompts, biases, and kinds that cannot share a context."""
+
 
 def make_base(folder: Path, name: str) -> Path:
     """Save a random tiny base of an architecture with its tokenizer and return its folder."""
     tiny_tokenizer(folder)
     common = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     limits = {} if name == "gpt2" else {"max_position_embeddings": 128}
-    config = AutoConfig.for_model(name, **common, **limits, **ARCHITECTURES[name])
+    settings = (ARCHITECTURES | MORE_ARCHITECTURES)[name]
+    config = AutoConfig.for_model(name, **common, **limits, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(str(folder))

@@ -1,0 +1,152 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypeft.engines.hf_batches import Pair, to_array
+from raypeft.engines.packing import MIN_PREFIX_TOKENS, Packed, common_prefix, pack
+
+pytestmark = pytest.mark.torch
+
+tokens = st.integers(0, 5)
+contexts = st.lists(tokens, min_size=1, max_size=12)
+continuations = st.lists(tokens, min_size=1, max_size=6)
+
+
+@st.composite
+def request_lists(draw: st.DrawFn) -> list[Pair]:
+    """Requests of few contexts and few tokens, so that much is shared; some begin alike."""
+    starts = draw(st.lists(contexts, min_size=1, max_size=4))
+    common = draw(st.sampled_from([[], [1] * MIN_PREFIX_TOKENS, list(range(6)) * 8]))
+    pairs = []
+    for _ in range(draw(st.integers(1, 14))):
+        context = draw(st.sampled_from(starts))
+        context = common + context if draw(st.booleans()) else context
+        pairs.append(Pair(to_array(context), to_array(draw(continuations))))
+    return pairs
+
+
+def text_before(packed: Packed, row_number: int, place: int) -> list[int]:
+    """Return the tokens that a place of a row sees, itself the last, as a row of its own."""
+    row = packed.rows[row_number]
+    seen = [
+        (int(row.depths[at]), int(row.tokens[at]))
+        for at in range(place + 1)
+        if row.branches[at] in (0, row.branches[place])
+    ]
+    prefix = packed.prefix.tolist() if row.has_prefix else []
+    # Depths are those of a plain row: 0, 1, 2, … without a gap.
+    assert [depth for depth, _ in seen] == list(range(len(prefix), len(prefix) + len(seen)))
+    return prefix + [token for _, token in seen]
+
+
+@settings(deadline=None, max_examples=300)
+@given(request_lists(), st.integers(8, 70), st.integers(1, 200))
+def test_every_request_is_answered_once_from_the_tokens_lm_eval_would_use(
+    pairs: list[Pair], max_length: int, batch_tokens: int
+) -> None:
+    packed = pack(pairs, max_length=max_length, batch_tokens=batch_tokens)
+    answered: list[int] = list(packed.left_out)
+    for number, row in enumerate(packed.rows):
+        for read in row.reads:
+            assert len(read.places) == len(read.targets)
+            for position in read.positions:
+                answered.append(position)
+                pair = pairs[position]
+                assert list(read.targets) == pair.continuation.tolist()
+                whole = pair.context.tolist() + pair.continuation.tolist()
+                for step, place in enumerate(read.places):
+                    expected = whole[: len(pair.context) + step]
+                    assert text_before(packed, number, place) == expected
+    assert sorted(answered) == list(range(len(pairs)))
+
+
+@settings(deadline=None)
+@given(request_lists(), st.integers(8, 70), st.integers(1, 200))
+def test_requests_longer_than_the_model_are_left_out_and_no_others(
+    pairs: list[Pair], max_length: int, batch_tokens: int
+) -> None:
+    packed = pack(pairs, max_length=max_length, batch_tokens=batch_tokens)
+    too_long = [
+        at
+        for at, pair in enumerate(pairs)
+        # lm-eval cuts a row whose input, all but the last token, exceeds the model.
+        if len(pair.context) + len(pair.continuation) - 1 > max_length
+    ]
+    assert list(packed.left_out) == too_long
+
+
+@settings(deadline=None)
+@given(request_lists(), st.integers(1, 200), st.integers(1, 9))
+def test_shards_partition_the_rows_and_do_not_depend_on_the_batches(
+    pairs: list[Pair], batch_tokens: int, count: int
+) -> None:
+    packed = pack(pairs, max_length=100, batch_tokens=batch_tokens)
+    parts = [packed.shard_rows(index, count) for index in range(count)]
+    assert [at for part in parts for at in part] == list(range(len(packed.rows)))
+    assert [at for batch in packed.batches for at in batch] == list(range(len(packed.rows)))
+
+
+@settings(deadline=None)
+@given(request_lists(), st.integers(1, 200))
+def test_a_batch_keeps_to_its_tokens_unless_one_row_exceeds_them(
+    pairs: list[Pair], batch_tokens: int
+) -> None:
+    packed = pack(pairs, max_length=100, batch_tokens=batch_tokens)
+    for batch in packed.batches:
+        rows = packed.rows[batch.start : batch.stop]
+        padded = len(rows) * max(len(row.tokens) for row in rows)
+        assert padded <= batch_tokens or len(rows) == 1
+        assert len({row.has_prefix for row in rows}) == 1
+
+
+def make_pairs(context: Sequence[int], *choices: Sequence[int]) -> list[Pair]:
+    return [Pair(to_array(list(context)), to_array(list(choice))) for choice in choices]
+
+
+def test_letters_of_a_document_are_one_row_of_its_context() -> None:
+    packed = pack(make_pairs([7, 8, 9], [1], [2], [3]), max_length=100, batch_tokens=100)
+    (row,) = packed.rows
+    assert row.tokens.tolist() == [7, 8, 9]
+    assert [read.places for read in row.reads] == [(2,)] * 3
+
+
+def test_choices_share_their_context_and_equal_requests_are_one() -> None:
+    pairs = make_pairs([7, 8], [1, 2, 3], [4, 5], [4, 5], [1, 2, 6])
+    (row,) = pack(pairs, max_length=100, batch_tokens=100).rows
+    # One branch for the two that differ in their last token only.
+    assert row.tokens.tolist() == [7, 8, 1, 2, 4]
+    assert [read.positions for read in row.reads] == [(0,), (1, 2), (3,)]
+
+
+def test_shots_that_are_the_same_for_all_documents_are_left_out_of_the_rows() -> None:
+    shots = list(range(100, 150))
+    pairs = [p for at in range(5) for p in make_pairs([*shots, 200 + at, 9], [1], [2])]
+    packed = pack(pairs, max_length=100, batch_tokens=1000)
+    assert packed.prefix.tolist() == shots
+    assert [len(row.tokens) for row in packed.rows] == [2] * 5
+
+
+def test_a_document_that_begins_otherwise_keeps_its_whole_context() -> None:
+    shots = list(range(100, 150))
+    pairs = [p for at in range(5) for p in make_pairs([*shots, 200 + at], [1])]
+    pairs += make_pairs([1, 2, 3], [1])
+    packed = pack(pairs, max_length=100, batch_tokens=1000)
+    assert [(row.has_prefix, len(row.tokens)) for row in packed.rows] == [(True, 1)] * 5 + [
+        (False, 3)
+    ]
+
+
+def test_shots_that_differ_between_documents_give_no_prefix() -> None:
+    rng = np.random.default_rng(0)
+    contexts = [to_array(rng.integers(0, 100, 60)) for _ in range(8)]
+    assert common_prefix(contexts) == (0, ())
+
+
+def test_choices_that_exceed_a_batch_are_spread_over_rows() -> None:
+    pairs = make_pairs([1, 2, 3], *([9, at, at + 1, at + 2] for at in range(20)))
+    packed = pack(pairs, max_length=100, batch_tokens=16)
+    assert len(packed.rows) > 1
+    assert all(len(row.tokens) <= 16 for row in packed.rows)
