@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from raypeft.api.freezing import freeze_sweep
-from raypeft.api.memo import FileDigests
-from raypeft.api.planning import Planned, make_plan
-from raypeft.api.sweeps import resolve
+from raypeft.api.planning import Planned
+from raypeft.api.stored import read_planned
 from raypeft.core.plan import Cell
 from raypeft.core.records import Json, Scored
-from raypeft.core.spec import parse_sweep
-from raypeft.errors import SetupError
-from raypeft.store.files import Folder
+from raypeft.errors import Problem, SetupError, SpecError
 from raypeft.store.store import Store
 
 ExportFormat: TypeAlias = Literal["lm-eval"]
@@ -48,9 +44,13 @@ def export_output(
     Raises:
         SetupError: If the sweep was never run, or nothing can be written.
     """
-    planned, store = _planned(output)
+    planned, store = read_planned(output)
+    known = list(dict.fromkeys(cell.subject for cell in planned.cells))
+    if unknown := [subject for subject in subjects if subject not in known]:
+        message = f"no subject {', '.join(unknown)} in {output}"
+        raise SpecError((Problem("--subject", message, f"there are {', '.join(known)}"),))
     exports: list[Export] = []
-    for subject in subjects or dict.fromkeys(cell.subject for cell in planned.cells):
+    for subject in subjects or known:
         cells = [cell for cell in planned.cells if cell.subject == subject]
         scored = [(cell, found) for cell in cells if (found := store.get_scored(cell.score_key))]
         if not scored:
@@ -59,20 +59,6 @@ def export_output(
     if not exports:
         raise SetupError(f"{output} has no results to export", "run the sweep first")
     return exports
-
-
-def _planned(output: str) -> tuple[Planned, Store]:
-    text = Folder(output).read("sweep.yaml")
-    if text is None:
-        raise SetupError(
-            f"{output} holds no sweep.yaml", "give the `output` folder of a sweep that was run"
-        )
-    sweep = parse_sweep(text.decode(), source=f"{output}/sweep.yaml")
-    store = Store(sweep.store)
-    resolved = resolve(sweep, FileDigests(store))
-    frozen = freeze_sweep(resolved, store, pool=None)
-    planned = make_plan(resolved, frozen, answered=store.answered(), scored=store.scored())
-    return planned, store
 
 
 def _export_subject(

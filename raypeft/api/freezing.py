@@ -5,14 +5,13 @@ the prompts depend on the tokenizer, and each tokenizer gets its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import cast
 
+from raypeft.api.own_tasks import own_task_digests
 from raypeft.api.sweeps import Resolved
 from raypeft.core.cost import asks_for_sampling, estimate_tokens
-from raypeft.core.identity import canonical, digest, freeze_key
+from raypeft.core.identity import digest, freeze_key
 from raypeft.core.records import (
     EvaluationSettings,
     Failure,
@@ -21,9 +20,8 @@ from raypeft.core.records import (
     Group,
     RequestSet,
 )
-from raypeft.core.spec import Sweep
 from raypeft.engines.bases import tokenizer_digest
-from raypeft.errors import Problem, SetupError, SpecError, StoreError
+from raypeft.errors import CellError, Problem, SpecError, StoreError
 from raypeft.runtime.calls import call_all
 from raypeft.runtime.ports import Pool
 from raypeft.runtime.work import ChatSource, freeze
@@ -47,7 +45,7 @@ class FrozenTask:
         lm_eval_version: What scores it.
         bootstrap_iters: As in its settings.
         scoring: Digest of what decides its numbers beside lm-eval: its configuration (metrics,
-            filters), its entry and own Python.
+            filters) and own Python.
     """
 
     entry: str
@@ -72,6 +70,7 @@ class FreezeJob:
         settings: What it is frozen under.
         chat: Whose chat template is applied; None applies none.
         bases: The bases it serves.
+        failure: Why it cannot even be tried.
     """
 
     key: str
@@ -79,6 +78,7 @@ class FreezeJob:
     settings: EvaluationSettings
     chat: ChatSource | None
     bases: tuple[str, ...]
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,16 +127,31 @@ def freeze_jobs(resolved: Resolved, store: Store) -> list[FreezeJob]:
     """Return the freezes a sweep needs, each once.
 
     Raises:
-        CellError: If a chat template is asked for that a tokenizer does not have.
+        SpecError: If own task files are absent and unknown to the store.
     """
     sweep = resolved.sweep
-    include = _include_digest(_own_files(sweep), store)
+    include = own_task_digests(sweep, store).whole
     jobs: dict[str, FreezeJob] = {}
     for task in sweep.tasks:
         settings = sweep.settings(task)
         for name in (base.name for base in sweep.bases):
+            if settings.apply_chat_template and name not in resolved.bases:
+                continue  # its tokenizer cannot be read either; its cells have failed already
             chat = _chat(resolved, name, settings)
-            tokenizer = "" if chat is None else tokenizer_digest(chat.path, chat.revision)
+            try:
+                tokenizer = "" if chat is None else tokenizer_digest(chat.path, chat.revision)
+            except CellError as error:
+                failure = Failure(FailureKind(error.kind), error.message)
+                job = FreezeJob(
+                    key=f"failed {name} {task.name}",
+                    entry=task.name,
+                    settings=settings,
+                    chat=chat,
+                    bases=(name,),
+                    failure=failure,
+                )
+                jobs[job.key] = job
+                continue
             key = freeze_key(
                 entry=task.name,
                 settings=settings,
@@ -175,9 +190,15 @@ def freeze_sweep(
     jobs = freeze_jobs(resolved, store)
     found: dict[str, Frozen] = {}
     for job in jobs:
-        if (frozen := store.get_frozen(job.key)) is not None:
+        if job.failure is not None:
+            found[job.key] = Frozen(entry=job.entry, failures={job.entry: job.failure})
+        elif (frozen := store.get_frozen(job.key)) is not None:
             found[job.key] = frozen
     missing = [job for job in jobs if job.key not in found]
+    for job in missing if pool is None else ():
+        # What was built of it is good; what was not is tried when there is a pool.
+        if (old := store.get_frozen(job.key, partial=True)) is not None:
+            found[job.key] = old
     if missing and pool is not None:
         say(f"building the requests of {', '.join(sorted({job.entry for job in missing}))}")
         found.update(_build(missing, resolved, store, pool))
@@ -189,25 +210,53 @@ def freeze_sweep(
 def _build(
     missing: Iterable[FreezeJob], resolved: Resolved, store: Store, pool: Pool
 ) -> dict[str, Frozen]:
+    """Build freezes, each stored as soon as it is there.
+
+    Of a freeze that had failures only these are tried: as long as all of them fail again, what
+    there is stands; if one can be built by now (a dataset is back), everything is built anew.
+    """
     jobs = {job.key: job for job in missing}
-    include = tuple(resolved.sweep.include_path)
+    partial = {key: store.get_frozen(key, partial=True) for key in jobs}
+    only = {key: () if old is None else _tasks_that_failed(old) for key, old in partial.items()}
+    built = _call(jobs, only, resolved, pool, store)
+    again: dict[str, FreezeJob] = {}
+    for key, old in partial.items():
+        if old is None or not only[key]:
+            continue
+        if built[key].request_sets:
+            again[key] = jobs[key]
+        else:
+            built[key] = replace(old, failures=built[key].failures)
+    return built | _call(again, {}, resolved, pool, store)
+
+
+def _tasks_that_failed(frozen: Frozen) -> tuple[str, ...]:
+    """Return the leaf tasks to try again; none where the entry itself could not be resolved."""
+    return () if frozen.entry in frozen.failures else tuple(frozen.failures)
+
+
+def _call(
+    jobs: Mapping[str, FreezeJob],
+    only: Mapping[str, tuple[str, ...]],
+    resolved: Resolved,
+    pool: Pool,
+    store: Store,
+) -> dict[str, Frozen]:
     built: dict[str, Frozen] = {}
 
     def keep(key: str, result: object) -> None:
         job = jobs[key]
-        if isinstance(result, Failure):
-            frozen = Frozen(entry=job.entry, failures={job.entry: result})
-        else:
-            frozen = cast(Frozen, result)
-        built[key] = frozen
-        if not frozen.failures:
-            store.put_frozen(key, frozen)
-        else:
-            for request_set in frozen.request_sets:
-                store.put_request_set(request_set)
+        failed = isinstance(result, Failure)
+        built[key] = (
+            Frozen(entry=job.entry, failures={job.entry: result}) if failed else result  # type: ignore[dict-item,assignment]
+        )
+        if not only.get(key):
+            store.put_frozen(key, built[key])
 
+    include = tuple(resolved.sweep.include_path)
     calls = {
-        key: (freeze, (job.entry, job.settings, include, job.chat)) for key, job in jobs.items()
+        key: (freeze, (job.entry, job.settings, include, job.chat, only.get(key, ())))
+        for key, job in jobs.items()
     }
     call_all(pool, calls, on_result=keep)
     return built
@@ -234,18 +283,22 @@ def _frozen_sweep(
     by_base: dict[str, list[FrozenTask]] = {base.name: [] for base in resolved.sweep.bases}
     groups: dict[str, dict[str, tuple[Group, ...]]] = {name: {} for name in by_base}
     headers: dict[str, RequestSet] = {}
-    include = _include_digest(_own_files(resolved.sweep), store)
+    own = own_task_digests(resolved.sweep, store)
     for job in jobs:
         frozen = found.get(job.key)
         if frozen is None:
             continue
-        tasks = _tasks(job, frozen, include)
+        tasks = _tasks(job, frozen, own.python)
         for request_set in frozen.request_sets:
             light = replace(request_set, requests=(), documents=())
             headers.setdefault(request_set.digest, light)
         for base in job.bases:
-            by_base[base] += _without_duplicates(by_base[base], tasks)
-            groups[base][job.entry] = frozen.groups
+            new, agrees = _without_duplicates(by_base[base], tasks)
+            by_base[base] += new
+            # A group of members under several settings would be no group of this entry's.
+            groups[base][job.entry] = frozen.groups if agrees else ()
+    for base in by_base:
+        by_base[base] = by_base[base] or _as_elsewhere(by_base, resolved)
     return FrozenSweep(
         by_base={base: tuple(tasks) for base, tasks in by_base.items()},
         groups=groups,
@@ -254,8 +307,8 @@ def _frozen_sweep(
     )
 
 
-def _tasks(job: FreezeJob, frozen: Frozen, include: str) -> list[FrozenTask]:
-    tasks = [_task(job, request_set, include) for request_set in frozen.request_sets]
+def _tasks(job: FreezeJob, frozen: Frozen, python: str) -> list[FrozenTask]:
+    tasks = [_task(job, request_set, python) for request_set in frozen.request_sets]
     tasks += [
         FrozenTask(entry=job.entry, name=name, failure=failure)
         for name, failure in frozen.failures.items()
@@ -263,8 +316,11 @@ def _tasks(job: FreezeJob, frozen: Frozen, include: str) -> list[FrozenTask]:
     return tasks
 
 
-def _task(job: FreezeJob, request_set: RequestSet, include: str) -> FrozenTask:
-    decides = [job.entry, asdict(job.settings), dict(request_set.config), include]
+def _task(job: FreezeJob, request_set: RequestSet, python: str) -> FrozenTask:
+    # Where files lie decides no score; that data are the same is told by the documents' hashes.
+    paths = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
+    config = {key: value for key, value in request_set.config.items() if key not in paths}
+    decides = [config, request_set.version, python]
     return FrozenTask(
         entry=job.entry,
         name=request_set.task,
@@ -278,22 +334,34 @@ def _task(job: FreezeJob, request_set: RequestSet, include: str) -> FrozenTask:
     )
 
 
-def _without_duplicates(have: Iterable[FrozenTask], new: Iterable[FrozenTask]) -> list[FrozenTask]:
-    """Return the new tasks; one that two entries bring must be the same in both."""
+def _without_duplicates(
+    have: Iterable[FrozenTask], new: Iterable[FrozenTask]
+) -> tuple[list[FrozenTask], bool]:
+    """Return the tasks that are new, and whether those of both entries are the same."""
     by_name = {task.name: task for task in have}
-    kept = []
+    kept: list[FrozenTask] = []
+    agrees = True
     for task in new:
         other = by_name.get(task.name)
         if other is None:
             kept.append(task)
-        elif other.digest != task.digest:
+        elif (other.digest, other.scoring) != (task.digest, task.scoring):
+            agrees = False
             message = (
                 f"entries {other.entry!r} and {task.entry!r} both bring task {task.name!r}, under "
                 "different settings; give them the same settings, or take one out"
             )
             failure = Failure(FailureKind.SPEC, message)
             kept.append(FrozenTask(entry=task.entry, name=task.entry, failure=failure))
-    return kept
+    return kept, agrees
+
+
+def _as_elsewhere(by_base: Mapping[str, list[FrozenTask]], resolved: Resolved) -> list[FrozenTask]:
+    """Return the tasks of a base without any, for the names of its failed cells."""
+    other = next((tasks for tasks in by_base.values() if tasks), None)
+    if other is not None:
+        return [FrozenTask(entry=task.entry, name=task.name) for task in other]
+    return [FrozenTask(entry=task.name, name=task.name) for task in resolved.sweep.tasks]
 
 
 def _chat(resolved: Resolved, base: str, settings: EvaluationSettings) -> ChatSource | None:
@@ -306,44 +374,3 @@ def _chat(resolved: Resolved, base: str, settings: EvaluationSettings) -> ChatSo
         trust_remote_code=entry.trust_remote_code,
         template=settings.apply_chat_template,
     )
-
-
-def _own_files(sweep: Sweep) -> list[str]:
-    """Return the include paths, and the entries that are YAML files themselves."""
-    files = [task.name for task in sweep.tasks if task.name.endswith((".yaml", ".yml"))]
-    return [*sweep.include_path, *files]
-
-
-def _include_digest(include_path: Iterable[str], store: Store) -> str:
-    """Return the digest of own tasks.
-
-    It is remembered for nodes that have only part of them: no task files, which planning and
-    answering do without, or task files without their data, which is all that scoring needs.
-    """
-    folders = list(include_path)
-    if not folders:
-        return ""
-    place = canonical(folders)
-    absent = [folder for folder in folders if not Path(folder).exists()]
-    if absent:
-        remembered = store.get_memo("include", place)
-        if remembered is None:
-            remedy = "create it, correct the path, or run `raypeft freeze` where it exists"
-            problems = (Problem("include_path", f"there is no {f!r}", remedy) for f in absent)
-            raise SpecError(tuple(problems))
-        return str(remembered)
-    from raypeft.harness.include import read_own_tasks  # lm-eval; only own tasks need it
-
-    own = read_own_tasks(folders)
-    if not own.has_data:
-        return str(store.get_memo("include", own.code) or own.digest)
-    for key in (place, own.code):
-        _remember(store, key, own.digest)
-    return own.digest
-
-
-def _remember(store: Store, key: str, value: str) -> None:
-    try:
-        store.put_memo("include", key, value)
-    except SetupError:
-        return  # a store that can only be read still plans

@@ -22,7 +22,7 @@ from raypeft.core.records import (
     Scored,
 )
 from raypeft.core.spec import dump_sweep
-from raypeft.store.output import open_table_writer, read_run, write_table
+from raypeft.store.output import open_table_writer, read_run, tables_are_whole, write_table
 from raypeft.store.rows import ShardFacts, gains_table, samples_table
 from raypeft.store.store import Store
 from raypeft.store.tables import build
@@ -54,7 +54,7 @@ class _Tables:
     gains: list[Gain] = field(default_factory=list)
 
 
-def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -> bool:
+def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -> frozenset[str]:
     """Make a sweep's tables, unless they are there already.
 
     Args:
@@ -63,12 +63,13 @@ def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -
         runs: What this run did, by cell key; cells that are absent were done before.
 
     Returns:
-        Whether anything was written.
+        Keys of cells that have neither results nor a failure: open ones, and those whose results
+        in the store turned out to be damaged.
     """
     output = planned.resolved.sweep.output
     inputs = _inputs_digest(planned, runs)
-    if read_run(output, "cells") == {"inputs": inputs}:
-        return False
+    if tables_are_whole(output) and read_run(output, "cells") == {"inputs": inputs}:
+        return frozenset()
     tables = _Tables()
     with open_table_writer(output, "samples") as samples:
         for base in planned.resolved.sweep.bases:
@@ -85,8 +86,10 @@ def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -
     write_table(output, "results", build("results", tables.results))
     write_table(output, "gains", gains_table(tables.gains))
     # Last: it says that the other tables are whole.
-    write_table(output, "cells", build("cells", tables.cells, run={"inputs": inputs}))
-    return True
+    missing = frozenset(row["cell"] for row in tables.cells if row["state"] == "open")
+    run = None if missing else {"inputs": inputs}
+    write_table(output, "cells", build("cells", tables.cells, run=run))
+    return missing
 
 
 def _inputs_digest(planned: Planned, runs: Mapping[str, CellRun]) -> str:
@@ -140,6 +143,7 @@ def _read_cell(
         numerics=engine.numerics(),
         hardware=tuple(shard.hardware for shard in shards),
         scored=scored,
+        scoring=planned.frozen.task(cell.base, cell.task).scoring,
         sampling_seed=_sampling_seed(planned, cell),
     )
     for metric in scored.metrics:
@@ -251,6 +255,7 @@ def _result_row(
         "score": cell.score_key,
         "request_set": cell.request_set,
         "sampling_seed": _sampling_seed(planned, cell),
+        "scoring": planned.frozen.task(cell.base, cell.task).scoring,
         "lm_eval_version": scored.lm_eval_version,
     }
 
@@ -321,6 +326,7 @@ def _group_row(
         "score": None,
         "request_set": None,
         "sampling_seed": None,
+        "scoring": None,
         "lm_eval_version": member.scored.lm_eval_version,
         **_run_columns(()),
     }

@@ -1,19 +1,23 @@
 """Reading what a sweep left behind: status, report, comparison. Nothing is computed by a model."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raypeft.api.outputs import write_outputs
+from raypeft.api.stored import read_planned
 from raypeft.core.comparable import ScoredCell
 from raypeft.core.gains import Gain, compute_gains
 from raypeft.core.records import Hardware, MetricValue, Sample, Scored
-from raypeft.core.status import Status, fold
-from raypeft.errors import Problem, SpecError
+from raypeft.core.status import RunPhase, Status, fold
+from raypeft.errors import Problem, SpecError, StoreError
 from raypeft.report.morning import Morning, summarise
 from raypeft.store.journal import read_journal
 from raypeft.store.jsontext import load_json
-from raypeft.store.output import Results, open_output
+from raypeft.store.lease import read_lease
+from raypeft.store.output import Results, open_output, tables_are_whole
 
 METRIC_FIELDS = (
     *("metric", "filter", "value", "value_json", "stderr", "n"),
@@ -24,16 +28,28 @@ SEPARATOR = "::"
 
 
 def read_status(output: str) -> Status:
-    """Return where a sweep stands, from its journal."""
-    return fold(read_journal(output))
+    """Return where a sweep stands, from its journal and the lease of its run.
+
+    Raises:
+        StoreError: If no sweep has run there.
+    """
+    status = fold(read_journal(output))
+    if status.runs == 0:
+        raise StoreError(output, "no sweep has run here", "give the `output` of a sweep")
+    lease = read_lease(output)
+    if status.phase is RunPhase.RUNNING and not (lease and lease.is_alive(time.time())):
+        status.kill()
+    return status
 
 
 def read_report(output: str) -> Morning:
-    """Return what a sweep found.
+    """Return what a sweep found; of a run that has not ended, what it has found so far.
 
     Raises:
-        StoreError: If it has no tables yet.
+        SetupError: If no sweep has run there.
     """
+    if not tables_are_whole(output) or read_lease(output) is not None:
+        write_outputs(*read_planned(output), runs={})
     results = open_output(output)
     return summarise(
         results.results.to_pylist(), results.gains.to_pylist(), results.cells.to_pylist()
@@ -117,6 +133,7 @@ def _cell(results: Results, task: str, rows: Sequence[Mapping[str, Any]]) -> Sco
         numerics=json.loads(first["numerics"]),
         hardware=_machines(first),
         scored=scored,
+        scoring=first["scoring"],
         sampling_seed=first["sampling_seed"],
     )
 

@@ -11,13 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from raypeft.api.freezing import FrozenSweep, freeze_sweep
+from raypeft.api.leasing import leased
 from raypeft.api.memo import FileDigests
 from raypeft.api.outputs import CellRun, write_outputs
 from raypeft.api.planning import Planned, make_plan
 from raypeft.api.pools import PoolKind, open_pool
 from raypeft.api.sink import StoreSink
+from raypeft.api.stored import SWEEP_FILE
 from raypeft.api.sweeps import Resolved, resolve
-from raypeft.core.records import Failure
+from raypeft.core.records import Failure, FailureKind
 from raypeft.core.retry import Policy
 from raypeft.core.spec import Sweep, dump_sweep
 from raypeft.runtime.driver import drive
@@ -26,6 +28,12 @@ from raypeft.runtime.ports import Pool
 from raypeft.store.files import Folder
 from raypeft.store.journal import Journal
 from raypeft.store.store import Store
+
+LEFTOVER_SECONDS = 86_400.0
+"""Half-written files older than a day were left behind by processes that died."""
+
+MAX_PLANS = 2
+"""Once more where results turn out to be damaged when the tables are made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,16 +122,22 @@ def run_sweep(
     store = Store(sweep.store)
     store.check_writable()
     Folder(sweep.output).check_writable()
+    store.remove_leftovers(time.time() - LEFTOVER_SECONDS)
     resolved = resolve(sweep, FileDigests(store))
     for subject, failure in resolved.failures.items():
         listener.say(f"{subject} cannot be evaluated: {failure.kind}: {failure.message}")
-    with ExitStack() as stack:
+    with leased(sweep.output), ExitStack() as stack:
         source = PoolOnDemand(stack, sweep, pool, address, listener)
-        planned = plan_with_pool(resolved, store, source, listener)
-        Folder(sweep.output).write("sweep.yaml", dump_sweep(sweep).encode())
-        runs = _answer_and_score(planned, store, source, listener)
-    write_outputs(planned, store, runs)
-    return _report(planned, runs, time.monotonic() - started)
+        for attempt in range(MAX_PLANS):
+            planned = plan_with_pool(resolved, store, source, listener)
+            if attempt == 0:
+                Folder(sweep.output).write(SWEEP_FILE, dump_sweep(sweep).encode())
+            runs = _answer_and_score(planned, store, source, listener)
+            missing = write_outputs(planned, store, runs)
+            if not missing:
+                break
+            listener.say(f"{len(missing)} results in the store are damaged: made again")
+    return _report(planned, runs, missing, time.monotonic() - started)
 
 
 def plan_only(
@@ -236,8 +250,12 @@ def _answer_and_score(
     return failed | sink.runs()
 
 
-def _report(planned: Planned, runs: Mapping[str, CellRun], seconds: float) -> RunReport:
+def _report(
+    planned: Planned, runs: Mapping[str, CellRun], missing: frozenset[str], seconds: float
+) -> RunReport:
     failures = {key: run.failure for key, run in runs.items() if run.failure is not None}
+    damaged = Failure(FailureKind.UNREADABLE, "its results in the store are damaged again")
+    failures |= dict.fromkeys(missing, damaged)
     failed = {
         (cell.subject, cell.task): failures[cell.key]
         for cell in planned.cells

@@ -24,7 +24,7 @@ class StoreSink:
         self._store = store
         self._journal = journal
         self._planned = planned
-        self._attempts: dict[str, int] = {}
+        self._attempts: dict[str, dict[str, int]] = {}
         self._slots: dict[str, str] = {}
         self._slot_of_unit: dict[str, str] = {}
         self._failures: dict[str, Failure] = {}
@@ -53,7 +53,7 @@ class StoreSink:
                 answers.hardware,
                 answers.seconds,
             )
-            self._attempts[key] = self._attempts.get(key, 0) + attempt
+            self._attempts.setdefault(key, {})[unit.id] = attempt
             self._slots[key] = self._slot_of_unit.get(unit.id, "")
 
     def load_answers(self, cell: Cell) -> Sequence[Answer]:
@@ -68,7 +68,7 @@ class StoreSink:
 
     def gave_up(self, cell: str, failure: Failure, attempts: int) -> None:
         """Keep why a cell has no results; the journal has it too, the next run tries again."""
-        self._attempts[cell] = attempts
+        self._attempts.setdefault(cell, {})["given up"] = attempts
         self._failures[cell] = failure
 
     def note(self, line: dict[str, Json]) -> None:
@@ -92,7 +92,7 @@ class StoreSink:
         touched: Mapping[str, None] = dict.fromkeys((*self._attempts, *self._failures))
         return {
             key: CellRun(
-                attempts=self._attempts.get(key, 0),
+                attempts=sum(self._attempts.get(key, {}).values()),
                 slot=self._slots.get(key) or None,
                 failure=self._failures.get(key),
             )

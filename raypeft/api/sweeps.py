@@ -101,7 +101,8 @@ def resolve(sweep: Sweep, memo: MutableMapping[FileKey, str] | None = None) -> R
             bases[base.name] = _read_base(sweep, base, memo)
         except CellError as error:
             unreadable = _failure(error)
-        for subject, failure in _subjects(base):
+        found = bases.get(base.name)
+        for subject, failure in _subjects(base, None if found is None else found.path):
             subjects[subject.id] = subject
             if unreadable or failure:
                 failures[subject.id] = unreadable or failure  # type: ignore[assignment]
@@ -126,7 +127,7 @@ def _read_base(sweep: Sweep, base: Base, memo: MutableMapping[FileKey, str] | No
     )
 
 
-def _subjects(base: Base) -> list[tuple[Subject, Failure | None]]:
+def _subjects(base: Base, base_folder: str | None) -> list[tuple[Subject, Failure | None]]:
     found: list[tuple[Subject, Failure | None]] = [(Subject(id=base.name, base=base.name), None)]
     for entry in base.adapters:
         failure: Failure | None = None
@@ -136,7 +137,7 @@ def _subjects(base: Base) -> list[tuple[Subject, Failure | None]]:
                 name=entry.table_name,
                 revision=entry.revision,
                 allow_pickle=entry.allow_pickle,
-                base_path=base.path,
+                base_path=base_folder,
             )
         except CellError as error:
             failure = _failure(error)

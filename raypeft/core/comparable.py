@@ -28,6 +28,7 @@ class ScoredCell:
         numerics: Settings of the engine that can change a score.
         hardware: What answered, one for each shard; duplicates are harmless.
         scored: The cell's metrics and samples.
+        scoring: Digest of what decides scores beside lm-eval: metrics, filters, own Python.
         sampling_seed: Seed, if any request samples.
     """
 
@@ -40,6 +41,7 @@ class ScoredCell:
     numerics: Mapping[str, Json]
     hardware: tuple[Hardware, ...]
     scored: Scored
+    scoring: str = ""
     sampling_seed: int | None = None
 
 
@@ -80,6 +82,10 @@ def match_baseline(
 ) -> Match:
     """Find the baseline of an adapter's cell, preferring the one of the same request set."""
     same_task = [b for b in baselines if (b.base, b.task) == (cell.base, cell.task)]
+    # Adapters with a larger vocabulary have a baseline of their own, enlarged alike.
+    vocab_size = cell.numerics.get("vocab_size")
+    alike = [b for b in same_task if b.numerics.get("vocab_size") == vocab_size]
+    same_task = alike or same_task
     same = [b for b in same_task if b.request_set == cell.request_set]
     assert len(same) < 2, f"{len(same)} baselines of {cell.base} on one request set of {cell.task}"
     baseline = next(iter(same or same_task), None)
@@ -105,7 +111,8 @@ def check_comparable(
         allow_mixed_hardware: Let different hardware through, and say so in what is returned.
 
     Returns:
-        A note for the tables, empty unless different hardware was let through.
+        A note for the tables, empty unless different hardware was let through or one side is
+        merged.
 
     Raises:
         IncomparableError: With the first field that differs and both its values.
@@ -118,30 +125,54 @@ def check_comparable(
     # A cell whose shards ran on several kinds of hardware matches nothing, not even another such
     # cell: which document met which hardware may differ.
     num_kinds = len({machine.fingerprint for machine in baseline.hardware})
+    merging = _merging_note(baseline, adapter)
     if left_hardware == right_hardware and num_kinds == 1:
-        return ""
+        return merging
+    field, left, right = _hardware_difference(baseline, adapter)
     if not allow_mixed_hardware:
-        raise IncomparableError("hardware", left_hardware, right_hardware, context)
-    return f"mixed hardware: {left_hardware} against {right_hardware}"
+        raise IncomparableError(field, left, right, context)
+    note = f"mixed hardware: {field} is {left} against {right}"
+    return f"{note}; {merging}" if merging else note
+
+
+def _merging_note(left: ScoredCell, right: ScoredCell) -> str:
+    """Return what to know where one side is merged: a base alone has nothing to merge."""
+    merged = [cell for cell in (left, right) if cell.numerics.get("merged")]
+    if len(merged) != 1:
+        return ""
+    dtype = merged[0].numerics.get("dtype")
+    return (
+        f"{merged[0].subject} is merged into {dtype} weights: the rounding of merging is part of "
+        "the difference (column `path` of the cells table says how much it moved on the probe)"
+    )
 
 
 def _identity_fields(left: ScoredCell, right: ScoredCell) -> list[tuple[str, str, str]]:
     fields = [
         ("base", left.base, right.base),
         ("base_digest", left.base_digest, right.base_digest),
+        # Before the request set, which differs for this reason where a chat template is applied.
+        ("tokenizer", _tokenizer(left), _tokenizer(right)),
         ("task", left.task, right.task),
         ("request_set", left.request_set, right.request_set),
     ]
     # The engine first: where it differs, other settings differ for that reason alone.
     names = sorted({*left.numerics, *right.numerics}, key=lambda name: (name != "engine", name))
     for name in names:
+        if name in ("merged", "tokenizer"):  # a note, and a field of its own
+            continue
         sides = (_setting(left.numerics, name), _setting(right.numerics, name))
         fields.append((f"numerics.{name}", *sides))
     fields.append(("sampling_seed", str(left.sampling_seed), str(right.sampling_seed)))
+    fields.append(("scoring", left.scoring, right.scoring))
     fields.append(
         ("lm_eval_version", left.scored.lm_eval_version, right.scored.lm_eval_version),
     )
     return fields + _software_fields(left, right)
+
+
+def _tokenizer(cell: ScoredCell) -> str:
+    return str(cell.numerics.get("tokenizer", "the base's"))
 
 
 def _setting(numerics: Mapping[str, Json], name: str) -> str:
@@ -162,6 +193,17 @@ def _software_fields(left: ScoredCell, right: ScoredCell) -> list[tuple[str, str
 
 def _versions(cell: ScoredCell, name: str) -> list[str]:
     return sorted({machine.software.get(name, ABSENT) for machine in cell.hardware}) or [ABSENT]
+
+
+def _hardware_difference(left: ScoredCell, right: ScoredCell) -> tuple[str, str, str]:
+    """Return the first thing that differs, in words where one machine faces one machine."""
+    if all(len({m.fingerprint for m in cell.hardware}) == 1 for cell in (left, right)):
+        ours, theirs = left.hardware[0], right.hardware[0]
+        for name in ("device", "num_devices", "memory_gib", "threads"):
+            sides = (str(getattr(ours, name)), str(getattr(theirs, name)))
+            if sides[0] != sides[1]:
+                return (f"hardware.{name}", *sides)
+    return "hardware", _fingerprints(left), _fingerprints(right)
 
 
 def _fingerprints(cell: ScoredCell) -> str:

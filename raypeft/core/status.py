@@ -41,8 +41,9 @@ class RunPhase(StrEnum):
     """What the last run did when it was last heard of."""
 
     NEVER_RUN = "never run"
-    RUNNING = "running, or killed"
-    """The journal has no end of the run: look at `last_seconds`."""
+    RUNNING = "running"
+    KILLED = "killed"
+    """The journal has no end of the run, and nobody works on it."""
     STOPPED = "stopped"
     ENDED = "ended"
 
@@ -93,6 +94,14 @@ class Status:
     cells: list[CellStatus] = field(default_factory=list)
     slots: dict[str, str] = field(default_factory=dict)
 
+    def kill(self) -> None:
+        """Say that the process of the last run is gone."""
+        self.phase = RunPhase.KILLED
+        self.slots = {}
+        for cell in self.cells:
+            if cell.state is CellState.RUNNING:
+                cell.state, cell.why = CellState.WAITING, "the run was killed; start it again"
+
     def count(self, state: CellState) -> int:
         """Return how many cells are in a state."""
         return sum(1 for cell in self.cells if cell.state is state)
@@ -136,7 +145,7 @@ class _Fold:
             case "run_unit":
                 self._run(fields)
             case "unit_done" | "unit_failed":
-                self._rest(fields["slot"], fields.get("message", "answered in part, or not scored"))
+                self._rest(fields["slot"], fields.get("message", "answered, not scored yet"))
             case "cell_scored":
                 self._settle(fields["cell"], CellState.DONE, "")
             case "give_up":

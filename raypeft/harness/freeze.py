@@ -11,7 +11,8 @@ out the same in every process, whatever ran before them.
 
 import json
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -71,6 +72,7 @@ def freeze_entry(
     *,
     include_path: Sequence[str] = (),
     chat: ChatTemplate | None = None,
+    only: Collection[str] = (),
 ) -> Frozen:
     """Freeze one task entry of a sweep.
 
@@ -79,6 +81,9 @@ def freeze_entry(
         settings: What it is frozen under.
         include_path: Folders of own tasks; they override lm-eval's own, later ones earlier ones.
         chat: The chat template, if the settings apply one.
+        only: Leaf tasks to try, to learn whether they can be built by now; all if empty. What a
+            part gives is no substitute for the whole: tasks that draw from the global `random`
+            come out otherwise without those before them.
 
     Returns:
         The request sets of all leaf tasks that could be frozen, the groups, and for each other
@@ -101,6 +106,9 @@ def freeze_entry(
         # Reading configurations imports the tasks' Python, once per process: what that draws from
         # the random state must not depend on whether it was imported before.
         seed_everything(settings)
+        if only:
+            leaves = {name: leaf for name, leaf in loaded.leaves.items() if name in only}
+            loaded = replace(loaded, leaves=leaves)
         return _freeze_loaded(entry, loaded, settings, chat)
 
 

@@ -26,11 +26,13 @@ class OwnTasks:
 
     Attributes:
         code: Of their YAML and Python.
+        python: Of their Python, which decides scores beside the configuration.
         digest: Of everything.
         has_data: Whether all local data that they name is here.
     """
 
     code: str
+    python: str
     digest: str
     has_data: bool
 
@@ -38,7 +40,9 @@ class OwnTasks:
 def read_own_tasks(include_path: Sequence[str]) -> OwnTasks:
     """Return the digests of own tasks; see `include_digest`."""
     code = [[part for part in _root_part(Path(root)) if _is_code(part)] for root in include_path]
+    python = [[part for part in parts if part[0].endswith(".py")] for parts in code]
     return OwnTasks(
+        python=digest("include-python", INCLUDE_VERSION, [parts for parts in python if parts]),
         code=digest("include-code", INCLUDE_VERSION, code),
         digest=include_digest(include_path),
         has_data=all(_has_data(Path(root)) for root in include_path),

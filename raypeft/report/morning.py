@@ -68,9 +68,10 @@ class Morning:
     Attributes:
         bases: One report for each base.
         details: Every row of the gains table, sorted for reading.
-        failures: Rows of the cells table that did not end well.
+        failures: Rows of the cells table that failed.
         num_cells: All cells.
         num_done: Those with a score.
+        num_open: Those that have neither score nor failure, as long as a run goes on.
         verdicts: How many headline gains ended in each verdict.
     """
 
@@ -79,6 +80,7 @@ class Morning:
     failures: tuple[Row, ...]
     num_cells: int
     num_done: int
+    num_open: int = 0
     verdicts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -93,7 +95,7 @@ def summarise(results: Sequence[Row], gains: Sequence[Row], cells: Sequence[Row]
     bases = tuple(
         _base_report(base, results, gains) for base in _unique(row["base"] for row in results)
     )
-    failures = tuple(row for row in cells if row["state"] != "done")
+    failures = tuple(row for row in cells if row["state"] == "failed")
     counts: dict[str, int] = {}
     for report in bases:
         for by_column in report.gains.values():
@@ -104,14 +106,16 @@ def summarise(results: Sequence[Row], gains: Sequence[Row], cells: Sequence[Row]
         details=tuple(gains),
         failures=failures,
         num_cells=len(cells),
-        num_done=len(cells) - len(failures),
+        num_done=sum(1 for row in cells if row["state"] == "done"),
+        num_open=sum(1 for row in cells if row["state"] == "open"),
         verdicts=counts,
     )
 
 
 def _base_report(base: str, results: Sequence[Row], gains: Sequence[Row]) -> BaseReport:
     own = [row for row in results if row["base"] == base]
-    baseline_rows = [row for row in own if row["adapter"] is None]
+    # By the subject, since a base enlarged for some adapters is a baseline too, but not this one.
+    baseline_rows = [row for row in own if row["adapter"] is None and row["subject"] == base]
     columns = headline_columns(baseline_rows or own)
     baseline: dict[Column, Score] = {}
     for column in columns:

@@ -37,6 +37,9 @@ def render(morning: Morning, *, title: str, details: bool = False) -> Renderable
         parts.append(_legend())
     if details and morning.details:
         parts += [Text(""), details_table(morning.details)]
+    refused = [row for row in morning.details if row["verdict"] == "refused"]
+    if refused and not details:
+        parts += [Text(""), refusals_table(refused)]
     if morning.failures:
         parts += [Text(""), failures_table(morning.failures)]
     return Group(*parts)
@@ -57,6 +60,8 @@ def clean(text: object, max_chars: int = MAX_MESSAGE_CHARS) -> str:
 def _headline(morning: Morning, title: str) -> Text:
     text = Text(clean(title), style="bold")
     text.append(f"  {morning.num_done} of {morning.num_cells} cells scored", style="default")
+    if morning.num_open:
+        text.append(f", {morning.num_open} open", style="bold yellow")
     if morning.failures:
         text.append(f", {len(morning.failures)} failed", style="bold red")
     counts = ", ".join(
@@ -134,6 +139,27 @@ def details_table(rows: Iterable[Row], title: str = "All gains") -> Table:
     return table
 
 
+def refusals_table(rows: Iterable[Row]) -> RenderableType:
+    """Return why comparisons were refused, and what to do about it."""
+    grouped: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        reason = str(row["reason"]).split("not comparable, ")[-1]
+        grouped.setdefault((row["adapter"], reason), set()).add(row["task"])
+    table = _table("Refused comparisons", style="yellow")
+    for name in ("adapter", "tasks", "reason"):
+        table.add_column(name, overflow="fold")
+    for (adapter, reason), tasks in grouped.items():
+        table.add_row(
+            Text(clean(adapter)), Text(clean(", ".join(sorted(tasks)))), Text(clean(reason))
+        )
+    remedy = Text(
+        "Answer both sides alike: run on the same hardware and software, with a new `store` where "
+        "the old answers differ; or let it through, flagged, with `hardware.allow_mixed`.",
+        style="dim",
+    )
+    return Group(table, remedy)
+
+
 def failures_table(rows: Iterable[Row]) -> Table:
     """Return what failed, once for each subject and reason, with the tasks it cost."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
@@ -179,8 +205,7 @@ def _metric_label(column: Column) -> str:
 def _score_cells(score: Score | None) -> tuple[str, str, str]:
     if score is None:
         return ("–", "–", "–")
-    stderr = "–" if score.stderr is None else f"{score.stderr:.4f}"
-    return (_number(score.value), stderr, str(score.n))
+    return (_number(score.value), _number(score.stderr), str(score.n))
 
 
 def _number(value: Any) -> str:

@@ -47,6 +47,7 @@ def freeze(
     settings: EvaluationSettings,
     include_path: Sequence[str],
     chat: ChatSource | None,
+    only: Sequence[str] = (),
 ) -> Frozen:
     """Build the request sets of one task entry.
 
@@ -55,6 +56,7 @@ def freeze(
         settings: What to freeze it under.
         include_path: Folders with own task files.
         chat: Whose chat template to apply; None applies none.
+        only: Leaf tasks to try; all if empty.
     """
     from raypeft.engines.tokenizer import load_chat_template
     from raypeft.harness.freeze import freeze_entry
@@ -64,7 +66,7 @@ def freeze(
         template = load_chat_template(
             chat.path, chat.revision, chat.trust_remote_code, chat.template
         )
-    return freeze_entry(entry, settings, include_path=include_path, chat=template)
+    return freeze_entry(entry, settings, include_path=include_path, chat=template, only=only)
 
 
 def score(

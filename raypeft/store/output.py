@@ -64,6 +64,21 @@ def write_table(output: Location, name: str, table: pa.Table) -> None:
     Folder(output).write(_file(name), to_parquet(table))
 
 
+def tables_are_whole(output: Location) -> bool:
+    """Return whether every table of a sweep is there and of this version; reads no rows."""
+    folder = Folder(output)
+    for name in TABLES:
+        source = folder.open_random_access(_file(name))
+        if source is None:
+            return False
+        with source:
+            try:
+                check_schema(pq.read_schema(source), name, name)
+            except (pa.ArrowException, StoreError):
+                return False
+    return True
+
+
 def read_run(output: Location, name: str) -> Json:
     """Return what a written table says about the run that made it, without reading a row.
 

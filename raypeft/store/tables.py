@@ -129,6 +129,7 @@ _COLUMNS: Mapping[str, Columns] = {
         ("attn_implementation", TEXT),
         ("numerics", TEXT),
         ("sampling_seed", INT),
+        ("scoring", TEXT),
         ("lm_eval_version", TEXT),
         *_HARDWARE,
     ],
@@ -188,7 +189,7 @@ NULLABLE: Mapping[str, frozenset[str]] = {
     "results": frozenset(
         {"adapter", "value", "stderr", "higher_is_better", "task_version", "num_fewshot"}
         | {"cell", "score", "adapter_digest", "request_set", "softmax_dtype"}
-        | {"attn_implementation", "sampling_seed"}
+        | {"attn_implementation", "sampling_seed", "scoring"}
         | {name for name, _ in _HARDWARE}
     ),
     "samples": frozenset(),

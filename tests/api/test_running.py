@@ -5,7 +5,7 @@ import pytest
 
 from raypeft import api
 from raypeft.core.spec import make_sweep
-from raypeft.errors import SpecError
+from raypeft.errors import SetupError, SpecError
 from tests.support.lab import Lab, MakeSweep, assert_same_tables
 
 pytestmark = pytest.mark.torch
@@ -221,3 +221,109 @@ def test_the_same_requests_under_other_scoring_settings_are_scored_again_not_ans
     )
     assert all(value is not None for value in with_stderr)
     assert without == [None] * 3
+
+
+def test_a_group_whose_members_are_under_several_settings_is_not_scored(
+    make_lab_sweep: MakeSweep,
+) -> None:
+    sweep = make_lab_sweep(engine=FAKE, tasks=[{"name": "tiny_letters", "limit": 4}, "tiny_group"])
+    report = api.run(sweep, pool="local")
+    assert ("base", "tiny_group") in report.failed
+    tables = api.open(sweep.output)
+    assert not any(row["is_group"] for row in tables.results.to_pylist())
+    assert not any(row["is_group"] for row in tables.gains.to_pylist())
+
+
+def test_a_second_run_makes_a_lost_table_again(make_lab_sweep: MakeSweep) -> None:
+    sweep = make_lab_sweep(engine=FAKE, tasks=["tiny_letters"])
+    api.run(sweep, pool="local")
+    gains = Path(sweep.output) / "tables" / "gains.parquet"
+    before = gains.read_bytes()
+    gains.unlink()
+    api.run(sweep, pool="local")
+    assert gains.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_scores_are_made_again_in_the_same_run(make_lab_sweep: MakeSweep) -> None:
+    sweep = make_lab_sweep(engine=FAKE, tasks=["tiny_letters"])
+    api.run(sweep, pool="local")
+    score = next(Path(sweep.store).glob("scores/*/*.parquet"))
+    score.write_bytes(score.read_bytes()[:-40])
+    shutil.rmtree(Path(sweep.output) / "tables")
+    report = api.run(sweep, pool="local")
+    assert (report.num_done, report.failed) == (3, {})
+    assert api.open(sweep.output).cells["state"].to_pylist() == ["done"] * 3
+
+
+def test_what_was_frozen_of_an_entry_stands_while_its_other_tasks_cannot_be_built(
+    make_lab_sweep: MakeSweep, lab: Lab, tmp_path: Path
+) -> None:
+    tasks = Path(shutil.copytree(lab.tasks.folder, tmp_path / "tasks"))
+    broken = (tasks / "tiny_letters.yaml").read_text().replace("tiny_letters", "broken")
+    (tasks / "broken.yaml").write_text(broken.replace("{{question}}", "{{no_such_field.x}}"))
+    (tasks / "half.yaml").write_text("group: half\ntask: [tiny_mutual, broken]\n")
+    sweep = make_lab_sweep(engine=FAKE, include_path=[str(tasks)], tasks=["half"])
+    first = api.run(sweep, pool="local")
+    assert (first.num_done, len(first.failed)) == (3, 3)
+    # The data are gone: nothing can be built any more, and nothing needs to be.
+    shutil.move(lab.tasks.data, tmp_path / "data")
+    try:
+        second = api.run(sweep, pool="local")
+    finally:
+        shutil.move(tmp_path / "data", lab.tasks.data)
+    assert (second.num_done, second.num_reused, len(second.failed)) == (3, 3, 3)
+
+
+def test_a_base_that_cannot_be_read_does_not_stop_another_one_with_a_chat_template(
+    make_lab_sweep: MakeSweep, lab: Lab, tmp_path: Path
+) -> None:
+    sweep = make_lab_sweep(
+        engine=FAKE,
+        tasks=["tiny_letters"],
+        bases=[str(lab.base), str(tmp_path / "nowhere")],
+        evaluation={"apply_chat_template": True},
+    )
+    report = api.run(sweep, pool="local")
+    assert set(report.failed) == {("nowhere", "tiny_letters")}
+    assert report.num_done == 1
+
+
+def test_an_adapter_of_a_base_from_the_hubs_cache_is_checked_against_that_base(
+    make_lab_sweep: MakeSweep, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    commit = "a" * 40
+    repository = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(lab.base, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    adapters = [str(lab.adapters["small"])]
+    sweep = make_lab_sweep(
+        tasks=["tiny_letters"], bases=[{"path": "org/tiny", "adapters": adapters}]
+    )
+    report = api.run(sweep, pool="local")
+    assert (report.num_done, report.failed) == (2, {})
+
+
+def test_a_second_run_on_one_output_is_refused_while_the_first_one_lives(
+    make_lab_sweep: MakeSweep,
+) -> None:
+    import json
+    import os
+    import platform
+
+    sweep = make_lab_sweep(engine=FAKE, tasks=["tiny_letters"])
+    Path(sweep.output).mkdir(parents=True)
+    lease = {"host": platform.node(), "began_seconds": 0.0, "renewed_seconds": 0.0}
+    # The parent of this process lives, and is not this process.
+    held = {**lease, "pid": os.getppid()}
+    (Path(sweep.output) / "lease.json").write_text(json.dumps(held))
+    with pytest.raises(SetupError, match=str(os.getppid())):
+        api.run(sweep, pool="local")
+    gone = {**lease, "pid": 2**22 + 1}
+    (Path(sweep.output) / "lease.json").write_text(json.dumps(gone))
+    assert api.run(sweep, pool="local").num_done == 3
+    assert not (Path(sweep.output) / "lease.json").exists()

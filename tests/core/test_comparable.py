@@ -18,6 +18,7 @@ ADAPTER = make_cell([1, 1, 1], adapter="lora")
 OTHER_TORCH = replace(HARDWARE, software={**HARDWARE.software, "torch": "2.14"})
 NO_PEFT = replace(HARDWARE, software={"torch": "2.13"})
 OTHER_GPU = replace(HARDWARE, fingerprint="f2", device="GPU")
+OTHER_THREADS = replace(HARDWARE, fingerprint="f3", threads=2)
 
 
 def test_equal_conditions_are_comparable_and_need_no_note() -> None:
@@ -34,10 +35,12 @@ def test_equal_conditions_are_comparable_and_need_no_note() -> None:
         ({"numerics": {**NUMERICS, "attn": "sdpa"}}, "numerics.attn", "(absent)", '"sdpa"'),
         ({"numerics": {"engine": "vllm"}}, "numerics.engine", '"hf"', '"vllm"'),
         ({"sampling_seed": 7}, "sampling_seed", "None", "7"),
+        ({"scoring": "s2"}, "scoring", "", "s2"),
         ({"hardware": (OTHER_TORCH,)}, "software.torch", "2.13", "2.14"),
         ({"hardware": (NO_PEFT,)}, "software.peft", "0.21", "(absent)"),
         ({"hardware": (HARDWARE, OTHER_TORCH)}, "software.torch", "2.13", "2.13 and 2.14"),
-        ({"hardware": (OTHER_GPU,)}, "hardware", "f1 (CPU)", "f2 (GPU)"),
+        ({"hardware": (OTHER_GPU,)}, "hardware.device", "CPU", "GPU"),
+        ({"hardware": (OTHER_THREADS,)}, "hardware.threads", "1", "2"),
         ({"hardware": (HARDWARE, OTHER_GPU)}, "hardware", "f1 (CPU)", "f1 (CPU) and f2 (GPU)"),
         ({"hardware": ()}, "software.peft", "0.21", "(absent)"),
     ],
@@ -73,7 +76,7 @@ def test_different_hardware_is_let_through_on_request_and_noted() -> None:
     note = check_comparable(
         BASELINE, replace(ADAPTER, hardware=(OTHER_GPU,)), allow_mixed_hardware=True
     )
-    assert note == "mixed hardware: f1 (CPU) against f2 (GPU)"
+    assert note == "mixed hardware: hardware.device is CPU against GPU"
 
 
 def test_a_cell_finds_the_baseline_of_its_request_set() -> None:

@@ -171,7 +171,7 @@ def test_other_conditions_are_refused_but_both_values_are_shown() -> None:
     gpu = replace(HARDWARE, fingerprint="f2", device="GPU")
     adapter = replace(make_cell(bits(9, 5), adapter="a"), hardware=(gpu,))
     gain = refused(make_cell(bits(9, 3)), adapter)
-    assert "hardware differs: 'f1 (CPU)' against 'f2 (GPU)'" in gain.reason
+    assert "hardware.device differs: 'CPU' against 'GPU'" in gain.reason
     assert (gain.baseline_value, gain.adapter_value) == (3 / 9, 5 / 9)
 
 
@@ -181,7 +181,7 @@ def test_mixed_hardware_is_flagged_where_it_is_allowed() -> None:
     settings = replace(QUICK, allow_mixed_hardware=True)
     (gain,) = compute_gains([make_cell(bits(60, 20))], [adapter], settings=settings)
     assert gain.verdict is Verdict.GAIN
-    assert gain.reason == "mixed hardware: f1 (CPU) against f2 (GPU)"
+    assert gain.reason == "mixed hardware: hardware.device is CPU against GPU"
 
 
 def test_another_prompt_is_refused_by_document() -> None:
