@@ -250,6 +250,20 @@ def schema() -> None:
     _print_json(api.schema())
 
 
+@app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={
+        "allow_extra_args": True,
+        "allow_interspersed_args": False,
+        "ignore_unknown_options": True,
+    },
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-eval itself, with its own arguments; `--model raypeft-hf` is known to it."""
+    api.lm_eval(context.args)
+
+
 @app.command()
 def doctor(
     sweep_file: Annotated[

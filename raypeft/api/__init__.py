@@ -16,6 +16,7 @@ from raypeft.api.doctor import Check, CheckStatus, doctor
 from raypeft.api.exporting import Export
 from raypeft.api.exporting import export_output as export
 from raypeft.api.freezing import FrozenSweep
+from raypeft.api.lm_eval_command import lm_eval_command as lm_eval
 from raypeft.api.planning import Planned
 from raypeft.api.reading import compare_subjects as compare
 from raypeft.api.reading import read_report as report
@@ -49,6 +50,7 @@ __all__ = [
     "doctor",
     "export",
     "freeze",
+    "lm_eval",
     "load_sweep",
     "open",
     "plan",

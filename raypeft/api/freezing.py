@@ -69,7 +69,7 @@ class FreezeJob:
         entry: The task entry.
         settings: What it is frozen under.
         chat: Whose chat template is applied; None applies none.
-        bases: The bases it serves.
+        bases: The bases it serves, and the subjects whose own chat template it applies.
         failure: Why it cannot even be tried.
     """
 
@@ -86,7 +86,8 @@ class FrozenSweep:
     """The frozen tasks of a sweep.
 
     Attributes:
-        by_base: For each base its leaf tasks, in the sweep's order.
+        by_base: For each base its leaf tasks, in the sweep's order; and for each subject (its id)
+            whose own chat template was applied.
         groups: For each base the groups of each entry.
         headers: For each digest this sweep's own request set, without requests and documents:
             another sweep may have stored the same requests under other scoring settings.
@@ -98,13 +99,13 @@ class FrozenSweep:
     headers: Mapping[str, RequestSet] = field(default_factory=dict)
     missing: tuple[FreezeJob, ...] = field(default=())
 
-    def tasks(self, base: str) -> tuple[FrozenTask, ...]:
-        """Return the leaf tasks of one base."""
-        return self.by_base[base]
+    def tasks(self, subject: str, base: str) -> tuple[FrozenTask, ...]:
+        """Return the leaf tasks of one subject: its own, or those of its base."""
+        return self.by_base.get(subject, self.by_base[base])
 
-    def task(self, base: str, name: str) -> FrozenTask:
-        """Return one leaf task of a base."""
-        return next(task for task in self.by_base[base] if task.name == name)
+    def task(self, subject: str, base: str, name: str) -> FrozenTask:
+        """Return one leaf task of a subject."""
+        return next(task for task in self.tasks(subject, base) if task.name == name)
 
     def request_set(self, store: Store, digest: str) -> RequestSet:
         """Return a request set of this sweep, documents and all.
@@ -134,8 +135,8 @@ def freeze_jobs(resolved: Resolved, store: Store) -> list[FreezeJob]:
     jobs: dict[str, FreezeJob] = {}
     for task in sweep.tasks:
         settings = sweep.settings(task)
-        for name in (base.name for base in sweep.bases):
-            if settings.apply_chat_template and name not in resolved.bases:
+        for name in _speakers(resolved):
+            if settings.apply_chat_template and _base_of(resolved, name) not in resolved.bases:
                 continue  # its tokenizer cannot be read either; its cells have failed already
             chat = _chat(resolved, name, settings)
             try:
@@ -280,7 +281,7 @@ def _frozen_sweep(
     missing: Iterable[FreezeJob],
     store: Store,
 ) -> FrozenSweep:
-    by_base: dict[str, list[FrozenTask]] = {base.name: [] for base in resolved.sweep.bases}
+    by_base: dict[str, list[FrozenTask]] = {name: [] for name in _speakers(resolved)}
     groups: dict[str, dict[str, tuple[Group, ...]]] = {name: {} for name in by_base}
     headers: dict[str, RequestSet] = {}
     own = own_task_digests(resolved.sweep, store)
@@ -364,10 +365,36 @@ def _as_elsewhere(by_base: Mapping[str, list[FrozenTask]], resolved: Resolved) -
     return [FrozenTask(entry=task.name, name=task.name) for task in resolved.sweep.tasks]
 
 
-def _chat(resolved: Resolved, base: str, settings: EvaluationSettings) -> ChatSource | None:
+def _speakers(resolved: Resolved) -> list[str]:
+    """Return whose prompts a sweep needs: bases, and subjects with their own chat template.
+
+    No base has the name of a subject: `/` stands in no name.
+    """
+    names = [base.name for base in resolved.sweep.bases]
+    if resolved.sweep.evaluation.apply_chat_template:
+        names += [
+            subject.id
+            for subject in resolved.subjects.values()
+            if subject.adapter is not None and subject.adapter.tokenizer_digest
+        ]
+    return names
+
+
+def _base_of(resolved: Resolved, name: str) -> str:
+    return resolved.subjects[name].base
+
+
+def _chat(resolved: Resolved, name: str, settings: EvaluationSettings) -> ChatSource | None:
     if not settings.apply_chat_template:
         return None
-    entry = resolved.base(base)
+    subject = resolved.subjects[name]
+    if subject.adapter is not None:
+        return ChatSource(
+            path=subject.adapter.tokenizer or subject.adapter.path,
+            revision=subject.adapter.revision,
+            template=settings.apply_chat_template,
+        )
+    entry = resolved.base(name)
     return ChatSource(
         path=entry.tokenizer or entry.path,
         revision=None if entry.tokenizer else entry.revision,

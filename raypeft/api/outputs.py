@@ -11,7 +11,7 @@ from typing import Any
 from raypeft.api.planning import Planned
 from raypeft.core.comparable import ScoredCell
 from raypeft.core.gains import Gain, GainSettings, compute_gains
-from raypeft.core.identity import canonical, digest
+from raypeft.core.identity import canonical, cell_numerics, digest
 from raypeft.core.plan import Cell
 from raypeft.core.records import (
     EngineSpec,
@@ -140,10 +140,10 @@ def _read_cell(
         adapter=_adapter_name(planned, cell.subject),
         task=cell.task,
         request_set=cell.request_set,
-        numerics=engine.numerics(),
+        numerics=cell_numerics(engine, planned.resolved.subjects[cell.subject]),
         hardware=tuple(shard.hardware for shard in shards),
         scored=scored,
-        scoring=planned.frozen.task(cell.base, cell.task).scoring,
+        scoring=planned.frozen.task(cell.subject, cell.base, cell.task).scoring,
         sampling_seed=_sampling_seed(planned, cell),
     )
     for metric in scored.metrics:
@@ -168,7 +168,7 @@ def _adapter_name(planned: Planned, subject: str) -> str | None:
 
 
 def _sampling_seed(planned: Planned, cell: Cell) -> int | None:
-    task = planned.frozen.task(cell.base, cell.task)
+    task = planned.frozen.task(cell.subject, cell.base, cell.task)
     return planned.plan.engines[cell.base].seed if task.samples else None
 
 
@@ -223,7 +223,7 @@ def _identity_columns(planned: Planned, subject: str, base: str) -> dict[str, An
         "dtype": engine.dtype,
         "softmax_dtype": engine.softmax_dtype,
         "attn_implementation": engine.attn_implementation,
-        "numerics": canonical(engine.numerics()),
+        "numerics": canonical(cell_numerics(engine, planned.resolved.subjects[subject])),
     }
 
 
@@ -255,7 +255,7 @@ def _result_row(
         "score": cell.score_key,
         "request_set": cell.request_set,
         "sampling_seed": _sampling_seed(planned, cell),
-        "scoring": planned.frozen.task(cell.base, cell.task).scoring,
+        "scoring": planned.frozen.task(cell.subject, cell.base, cell.task).scoring,
         "lm_eval_version": scored.lm_eval_version,
     }
 

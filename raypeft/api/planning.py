@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from raypeft.api.freezing import FrozenSweep, FrozenTask
 from raypeft.api.sweeps import Resolved
 from raypeft.core.cost import shard_count
-from raypeft.core.identity import cell_key, score_key
+from raypeft.core.identity import cell_key, cell_numerics, score_key
 from raypeft.core.plan import Cell, Plan, make_units
 from raypeft.core.records import EngineSpec, Failure, Subject
 
@@ -80,7 +80,7 @@ def make_plan(
     cells: list[Cell] = []
     lost: list[LostCell] = []
     for subject in resolved.subjects.values():
-        for task in frozen.tasks(subject.base):
+        for task in frozen.tasks(subject.id, subject.base):
             failure = resolved.failures.get(subject.id) or task.failure
             if failure is not None:
                 lost.append(
@@ -121,7 +121,7 @@ def _cell(subject: Subject, task: FrozenTask, engine: EngineSpec) -> Cell:
         base_digest=engine.base_digest,
         adapter_digest=None if adapter is None else adapter.digest,
         request_set=task.digest,
-        numerics=engine.numerics(),
+        numerics=cell_numerics(engine, subject),
         sampling_seed=engine.seed if task.samples else None,
     )
     results = score_key(

@@ -126,6 +126,7 @@ def run_sweep(
     resolved = resolve(sweep, FileDigests(store))
     for subject, failure in resolved.failures.items():
         listener.say(f"{subject} cannot be evaluated: {failure.kind}: {failure.message}")
+    _warn(resolved, listener)
     with leased(sweep.output), ExitStack() as stack:
         source = PoolOnDemand(stack, sweep, pool, address, listener)
         for attempt in range(MAX_PLANS):
@@ -164,6 +165,7 @@ def plan_only(
     listener = listener or Listener()
     store = Store(sweep.store)
     resolved = resolve(sweep, FileDigests(store))
+    _warn(resolved, listener)
     with ExitStack() as stack:
         source = PoolOnDemand(stack, sweep, pool, address, listener)
         if freeze:
@@ -200,6 +202,11 @@ def freeze_only(
         if frozen.missing:
             frozen = freeze_sweep(resolved, store, pool=source.pool(), say=listener.say)
     return frozen
+
+
+def _warn(resolved: Resolved, listener: Listener) -> None:
+    for subject, warning in resolved.warnings.items():
+        listener.say(f"{subject}: {warning}")
 
 
 def plan_with_pool(

@@ -9,10 +9,18 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raypeft.api.variants import (
+    as_asked,
+    enlarged_baselines,
+    needed_vocabulary,
+    precision_warning,
+)
 from raypeft.core.records import Adapter, EngineSpec, Failure, FailureKind, Subject
 from raypeft.core.spec import Base, Sweep, expand, parse_sweep
 from raypeft.engines.adapters import read_adapter
 from raypeft.engines.bases import BaseFacts, FileKey, read_base
+from raypeft.engines.quantization import quantization_problem
+from raypeft.engines.recorded_base import TargetBase
 from raypeft.errors import CellError, Problem, SpecError
 from raypeft.runtime.files import LocalFolders
 
@@ -26,12 +34,14 @@ class Resolved:
         bases: What each readable base is, by name.
         subjects: Every subject of the sweep by id, readable or not.
         failures: Why a subject cannot be evaluated, by subject id.
+        warnings: What to know about a subject that is evaluated all the same, by subject id.
     """
 
     sweep: Sweep
     bases: Mapping[str, BaseFacts]
     subjects: Mapping[str, Subject]
     failures: Mapping[str, Failure] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     def base(self, name: str) -> Base:
         """Return the sweep's entry of a base."""
@@ -46,9 +56,11 @@ class Resolved:
             kind=kind,
             base=base.path,
             base_digest=facts.digest,
+            base_quick_digest=facts.quick_digest,
             revision=base.revision,
             tokenizer=base.tokenizer,
             dtype=facts.dtype,
+            quantization=base.quantization,
             device=device,
             batch_size=sweep.engine.batch_size,
             sharing=sweep.engine.sharing,
@@ -101,8 +113,8 @@ def resolve(sweep: Sweep, memo: MutableMapping[FileKey, str] | None = None) -> R
             bases[base.name] = _read_base(sweep, base, memo)
         except CellError as error:
             unreadable = _failure(error)
-        found = bases.get(base.name)
-        for subject, failure in _subjects(base, None if found is None else found.path):
+        facts = bases.get(base.name)
+        for subject, failure in _subjects(base, _target(base, facts, memo), facts):
             subjects[subject.id] = subject
             if unreadable or failure:
                 failures[subject.id] = unreadable or failure  # type: ignore[assignment]
@@ -113,7 +125,32 @@ def resolve(sweep: Sweep, memo: MutableMapping[FileKey, str] | None = None) -> R
                 for index, base in enumerate(sweep.bases)
             )
         )
-    return Resolved(sweep=sweep, bases=bases, subjects=subjects, failures=failures)
+    return Resolved(
+        sweep=sweep,
+        bases=bases,
+        subjects=subjects,
+        failures=failures,
+        warnings=_warnings(sweep, bases, subjects, failures),
+    )
+
+
+def _warnings(
+    sweep: Sweep,
+    bases: Mapping[str, BaseFacts],
+    subjects: Mapping[str, Subject],
+    failures: Mapping[str, Failure],
+) -> dict[str, str]:
+    """Return what to know about bases and adapters that are evaluated all the same."""
+    found: dict[str, str] = {}
+    device = "cpu" if sweep.hardware.gpus == 0 else "cuda"
+    for base in sweep.bases:
+        if (facts := bases.get(base.name)) is None:
+            continue
+        found[base.name] = quantization_problem(base.quantization, device=device)
+        for subject in subjects.values():
+            if subject.base == base.name and subject.adapter and subject.id not in failures:
+                found[subject.id] = precision_warning(subject.adapter, base, facts)
+    return {name: text for name, text in found.items() if text}
 
 
 def _read_base(sweep: Sweep, base: Base, memo: MutableMapping[FileKey, str] | None) -> BaseFacts:
@@ -127,24 +164,50 @@ def _read_base(sweep: Sweep, base: Base, memo: MutableMapping[FileKey, str] | No
     )
 
 
-def _subjects(base: Base, base_folder: str | None) -> list[tuple[Subject, Failure | None]]:
+def _target(
+    base: Base, facts: BaseFacts | None, memo: MutableMapping[FileKey, str] | None
+) -> TargetBase | None:
+    if facts is None:
+        return None
+    return TargetBase(
+        name=base.path,
+        folder=facts.path,
+        digest=facts.digest,
+        tokenizer=base.tokenizer,
+        trust_remote_code=base.trust_remote_code,
+        memo=memo,
+    )
+
+
+def _subjects(
+    base: Base, target: TargetBase | None, facts: BaseFacts | None
+) -> list[tuple[Subject, Failure | None]]:
     found: list[tuple[Subject, Failure | None]] = [(Subject(id=base.name, base=base.name), None)]
     for entry in base.adapters:
         failure: Failure | None = None
+        vocab_size: int | None = None
         try:
             adapter = read_adapter(
                 entry.path,
                 name=entry.table_name,
                 revision=entry.revision,
                 allow_pickle=entry.allow_pickle,
-                base_path=base_folder,
+                base_path=None if target is None else target.folder,
+                base=target,
+                any_base=entry.any_base,
             )
+            if facts is not None:
+                adapter = as_asked(adapter, entry, base, facts)
+                vocab_size = needed_vocabulary(adapter, base, facts)
         except CellError as error:
             failure = _failure(error)
             adapter = Adapter(name=entry.table_name, path=entry.path, digest="")
-        subject = Subject(id=base.subject_id(entry), base=base.name, adapter=adapter)
+        subject = Subject(
+            id=base.subject_id(entry), base=base.name, adapter=adapter, vocab_size=vocab_size
+        )
         found.append((subject, failure))
-    return found
+    enlarged = enlarged_baselines(subject for subject, failure in found if failure is None)
+    return [found[0], *((subject, None) for subject in enlarged), *found[1:]]
 
 
 def _failure(error: CellError) -> Failure:

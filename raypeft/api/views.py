@@ -7,6 +7,8 @@ from typing import Any
 from raypeft.api.planning import Planned
 from raypeft.api.running import RunReport
 from raypeft.core.gains import Gain
+from raypeft.core.records import Subject
+from raypeft.core.routing import Route, route
 from raypeft.core.status import Status
 from raypeft.report.morning import Morning
 
@@ -28,7 +30,7 @@ def plan_records(planned: Planned) -> list[Record]:
                 "engine": plan.engines[cell.base].kind,
                 "tokens": cell.tokens,
                 "shards": cell.shards,
-                "why": engine_reason(planned),
+                "why": f"{engine_reason(planned)}{_lane_reason(plan.subjects[cell.subject])}",
             }
         )
     for lost in planned.lost:
@@ -69,6 +71,18 @@ def engine_reason(planned: Planned) -> str:
     return "as the sweep file says"
 
 
+def _lane_reason(subject: Subject) -> str:
+    """Return how an adapter shares its base, and why; empty for the base alone."""
+    if subject.adapter is None:
+        return ""
+    if subject.adapter.merge or subject.vocab_size is not None:
+        return "; lane isolated: it answers from a copy of the base"
+    found = route(subject.adapter.config)
+    # An adapter that cannot be evaluated is a failed record, and not planned.
+    lane = f"lane {found.lane}: " if isinstance(found, Route) else ""
+    return f"; {lane}{found.reason}"
+
+
 def plan_summary(planned: Planned) -> Record:
     """Return the plan's totals."""
     plan = planned.plan
@@ -79,6 +93,7 @@ def plan_summary(planned: Planned) -> Record:
         "units": len(plan.units),
         "tokens": sum(unit.tokens for unit in plan.units),
         "failed": len(planned.lost),
+        "warnings": [f"{name}: {text}" for name, text in planned.resolved.warnings.items()],
         "not_frozen": [job.entry for job in planned.frozen.missing],
     }
 

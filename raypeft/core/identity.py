@@ -10,7 +10,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
-from raypeft.core.records import Document, EvaluationSettings, Json, Request
+from raypeft.core.records import (
+    Document,
+    EngineSpec,
+    EvaluationSettings,
+    Json,
+    Request,
+    Subject,
+)
 
 REQUEST_SET_VERSION = 1
 FREEZE_VERSION = 1
@@ -100,6 +107,23 @@ def freeze_key(
         "lm_eval": lm_eval_version,
     }
     return digest("freeze", FREEZE_VERSION, value)
+
+
+def cell_numerics(engine: EngineSpec, subject: Subject) -> dict[str, Json]:
+    """Return the settings that can change a subject's scores: its engine's and its own.
+
+    Its own are named only where they differ from what is usual, so that the other cells keep
+    their identity: `merged`, `tokenizer` (the digest of the adapter's own) and `vocab_size`.
+    """
+    numerics = engine.numerics()
+    adapter = subject.adapter
+    if adapter is not None and adapter.merge:
+        numerics["merged"] = True
+    if adapter is not None and adapter.tokenizer_digest:
+        numerics["tokenizer"] = adapter.tokenizer_digest
+    if subject.vocab_size is not None:
+        numerics["vocab_size"] = subject.vocab_size
+    return numerics
 
 
 def cell_key(

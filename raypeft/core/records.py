@@ -6,62 +6,18 @@ Conversion from and to library objects happens in the package that owns the libr
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any, Literal, TypeAlias
+
+from raypeft.core.failures import Failure as Failure
+from raypeft.core.failures import FailureKind as FailureKind
 
 Json: TypeAlias = Any
 """A value that `json` can hold: None, bool, int, float, str, list, or dict with str keys."""
 
 RequestType: TypeAlias = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 EngineKind: TypeAlias = Literal["hf", "vllm", "fake"]
-
-
-class FailureKind(StrEnum):
-    """Why a cell, an adapter or a unit failed: the `reason` column of the tables."""
-
-    SPEC = "spec"
-    """What the sweep names does not exist or cannot be read (found before anything was loaded)."""
-    DOES_NOT_FIT = "does_not_fit"
-    """The adapter's tensors are not those that its config and this base imply."""
-    NOT_APPLIED = "not_applied"
-    """The adapter was loaded but changes nothing."""
-    NOT_FINITE = "not_finite"
-    """NaN or infinity in the adapter's weights or in an answer."""
-    UNREADABLE = "unreadable"
-    """A file is missing, truncated or corrupt."""
-    UNSAFE = "unsafe"
-    """Pickled weights, remote code or generated code that the sweep file does not allow."""
-    UNSUPPORTED = "unsupported"
-    """No engine can do this."""
-    TASK_FAILED = "task_failed"
-    """lm-eval could not build or score the task."""
-    LOAD_FAILED = "load_failed"
-    """The base could not be loaded."""
-    OUT_OF_MEMORY = "out_of_memory"
-    TIMED_OUT = "timed_out"
-    SLOT_LOST = "slot_lost"
-    """The actor or its node died."""
-    CRASHED = "crashed"
-    """Anything else that was raised while answering."""
-    INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why something failed, as a value.
-
-    Attributes:
-        kind: The reason's name.
-        message: What happened, for a person: place, value, what is allowed, what to do.
-        retryable: Whether another attempt could end differently.
-        detail: A traceback or log tail; may be empty.
-    """
-
-    kind: FailureKind
-    message: str
-    retryable: bool = False
-    detail: str = ""
-
+Quantization: TypeAlias = Literal["bnb-8bit", "bnb-4bit"]
+"""How a base's weights are held: bitsandbytes' 8 bit, or 4 bit (nf4, double quantisation)."""
 
 # --- subjects ---------------------------------------------------------------------------------
 
@@ -74,9 +30,11 @@ class EngineSpec:
         kind: Which engine.
         base: Local folder or hub id of the base.
         base_digest: Digest of the base's content (weights, config, tokenizer).
+        base_quick_digest: The same without weights' values, for slots to check; may be empty.
         revision: Hub revision, if any.
         tokenizer: Folder or hub id of another tokenizer; None is the base's own.
         dtype: `float32`, `bfloat16` or `float16`; never `auto` here.
+        quantization: How the weights are held, if not in `dtype`; it computes in `dtype`.
         device: `cpu` or `cuda`.
         batch_size: Rows per forward pass where nothing is shared.
         sharing: Whether requests that share a context compute it once, where that is exact.
@@ -94,9 +52,11 @@ class EngineSpec:
     kind: EngineKind
     base: str
     base_digest: str
+    base_quick_digest: str = ""
     revision: str | None = None
     tokenizer: str | None = None
     dtype: str = "float32"
+    quantization: Quantization | None = None
     device: str = "cpu"
     batch_size: int = 8
     sharing: bool = True
@@ -114,7 +74,9 @@ class EngineSpec:
 
         Left out are what moves answers by rounding at most (batch size, sharing), device and paths.
         """
-        return {
+        # Named only where there is any, so that cells without it keep their identity.
+        quantization = {"quantization": self.quantization} if self.quantization else {}
+        return quantization | {
             "engine": self.kind,
             "dtype": self.dtype,
             "softmax_dtype": self.softmax_dtype,
@@ -137,6 +99,9 @@ class Adapter:
         revision: Hub revision, if any.
         peft_type: As in its config, for instance `LORA`.
         allow_pickle: Whether the sweep file allows `.bin` weights.
+        merge: Whether it is merged into the weights of a copy of the base.
+        tokenizer: Folder or hub id of its own tokenizer; None is the base's.
+        tokenizer_digest: Digest of its own tokenizer; empty where it uses the base's.
         config: Its `adapter_config.json`, for the tables.
     """
 
@@ -146,6 +111,9 @@ class Adapter:
     revision: str | None = None
     peft_type: str = ""
     allow_pickle: bool = False
+    merge: bool = False
+    tokenizer: str | None = None
+    tokenizer_digest: str = ""
     config: Mapping[str, Json] = field(default_factory=dict)
 
 
@@ -154,14 +122,17 @@ class Subject:
     """What is evaluated: a base, alone (the baseline) or with one adapter.
 
     Attributes:
-        id: Unique within a sweep: the base's name, or `base/adapter`.
+        id: Unique within a sweep: the base's name, or `base/adapter`; `base@tokens` is the
+            baseline of adapters with a larger vocabulary.
         base: The base's name in the sweep.
         adapter: None for the baseline.
+        vocab_size: Tokens to which a copy of the base is enlarged; None leaves it as it is.
     """
 
     id: str
     base: str
     adapter: Adapter | None = None
+    vocab_size: int | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -365,7 +336,9 @@ class SubjectAnswers:
         failure: Why this subject could not answer. Others of the unit are not touched by it.
         tokens: Tokens that went through the model.
         seconds: Time spent on this subject.
-        path: Which way was taken, for instance `plain`.
+        path: Which way was taken: `<shared context | plain>[, lane <lane>][: <notes>]`, for
+            instance `plain, lane isolated: the sweep file says so`. The lanes are those of
+            `raypeft.core.routing`; the base alone has none.
     """
 
     subject: str

@@ -21,6 +21,9 @@ from raypeft.errors import Problem
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+_SOURCE_KEYS = ("name", "revision", "merge", "tokenizer")
+"""What tells one entry of adapters from another, beside its path."""
+
 
 def check_between(raw: Mapping[str, Any]) -> list[Problem]:
     """Return the problems between the fields of a sweep file, whatever else is wrong with it.
@@ -47,9 +50,10 @@ def check_adapters(entries: Iterable[tuple[str, AdapterEntry]]) -> Iterator[Prob
         entries: Each with its place in the file. One without a name is judged by its path alone.
     """
     names: dict[str, tuple[str, AdapterEntry]] = {}
-    sources: dict[tuple[str, str | None], str] = {}
+    sources: dict[tuple[str, str | None, bool, str], str] = {}
     for place, entry in entries:
-        source = (entry.path.rstrip("/"), entry.revision)
+        # Merged and unmerged, say, are two subjects.
+        source = (entry.path.rstrip("/"), entry.revision, entry.merge, entry.tokenizer)
         if source in sources:
             message = f'the adapter "{entry.path}" stands here again, first at {sources[source]}'
             yield Problem(place, message, "remove one of them")
@@ -81,7 +85,7 @@ def _check_bases(raw: object) -> Iterator[Problem]:
         entries = (
             (f"bases[{index}].adapters[{number}]", entry)
             for number, adapter in enumerate(adapters)
-            if (entry := _entry(AdapterEntry, adapter, main_key="path", keys=("name", "revision")))
+            if (entry := _entry(AdapterEntry, adapter, main_key="path", keys=_SOURCE_KEYS))
         )
         yield from check_adapters(entries)
 

@@ -69,6 +69,21 @@ class AdapterEntry(_Section):
         default=False,
         description="Whether weights in `.bin` files, which are pickled, may be loaded.",
     )
+    any_base: bool = Field(
+        default=False,
+        description="Whether it is evaluated although its config names another base as the one it "
+        "was trained on.",
+    )
+    merge: bool = Field(
+        default=False,
+        description="Whether it is merged into a copy of the base's weights, as it would be for "
+        "serving. What that costs in this dtype is measured and reported.",
+    )
+    tokenizer: Literal["base", "own"] = Field(
+        default="base",
+        description="Whose tokenizer and chat template it is given: the base's, or those in its "
+        "own folder. A gain is computed only where both are the same.",
+    )
 
     @property
     def table_name(self) -> str:
@@ -89,6 +104,11 @@ class Base(_Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="dtype of the weights; `auto` takes the base's own."
+    )
+    quantization: Literal["bnb-8bit", "bnb-4bit"] | None = Field(
+        default=None,
+        description="Quantisation of the weights with bitsandbytes, computing in `dtype`; "
+        "`bnb-4bit` is nf4 with double quantisation. null is none. Needs a GPU.",
     )
     tokenizer: Line | None = Field(
         default=None, description="Folder or hub id of another tokenizer; null is the base's own."

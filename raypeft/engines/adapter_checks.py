@@ -15,6 +15,7 @@ from raypeft.core.records import FailureKind, Json
 from raypeft.engines.bases import read_base_tensors
 from raypeft.engines.folders import read_failure
 from raypeft.engines.tensorfiles import TensorInfo, TensorScan, scan_tensor
+from raypeft.engines.vocabulary import base_vocabulary, enlarged, saved_vocabulary
 from raypeft.errors import CellError
 
 _PREFIX = "base_model.model."
@@ -29,7 +30,17 @@ _PARTNERS = {
 }
 # Under these settings a LoRA tensor's shape, or whether zero means "no effect", is another story.
 _OTHER_SHAPES = ("target_parameters", "use_bdlora", "use_qalora", "layer_replication")
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
 _ORDINARY_INIT = (None, True, False, "gaussian")
+
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "r": (int, "a whole number"),
+    "lora_alpha": ((int, float), "a number"),
+    "target_modules": ((str, list), "a list of names or a regular expression"),
+    "modules_to_save": (list, "a list of names"),
+    "rank_pattern": (dict, "a mapping of patterns to ranks"),
+    "alpha_pattern": (dict, "a mapping of patterns to alphas"),
+}
 
 Modules = Mapping[str, Mapping[str, TensorInfo]]
 """LoRA tensors by module and part (`lora_A`, …)."""
@@ -38,10 +49,10 @@ Modules = Mapping[str, Mapping[str, TensorInfo]]
 def check_values(
     weights: Path, tensors: Mapping[str, TensorInfo], config: Mapping[str, Json], *, what: str
 ) -> None:
-    """Read every value: refuse NaN and infinity, and a LoRA that is zero everywhere.
+    """Read every value: refuse NaN and infinity, and what is zero everywhere.
 
     Raises:
-        CellError: `not_finite`, `not_applied` or `unreadable`.
+        CellError: `not_finite`, `no_effect` or `unreadable`.
     """
     try:
         scans = {name: scan_tensor(weights, tensor) for name, tensor in tensors.items()}
@@ -56,9 +67,15 @@ def check_values(
             f"first {scans[first].num_non_finite} of {tensors[first].num_elements} values of "
             f"{first!r}; the training diverged, use an earlier checkpoint",
         )
+    if all(scan.is_zero for scan in scans.values()):
+        raise CellError(
+            FailureKind.NO_EFFECT,
+            f"{what}: in {weights} every value of all {len(tensors)} tensors is zero: nothing was "
+            "trained, or its trained weights were not gathered before it was saved",
+        )
     if _is_zero_lora(tensors, scans, config):
         raise CellError(
-            FailureKind.NOT_APPLIED,
+            FailureKind.NO_EFFECT,
             f"{what}: in {weights} every lora_B (or lora_A) is zero, so the adapter changes "
             "nothing; it was saved before it was trained, or its trained weights were not gathered",
         )
@@ -74,22 +91,54 @@ def check_lora(
     """Check the tensors of a LoRA adapter against its config, and its base if that is given.
 
     Raises:
-        CellError: `does_not_fit`.
+        CellError: `does_not_fit`, or `unreadable` for settings that mean nothing.
     """
     if config.get("peft_type") != "LORA":
         return
+    _check_settings(config, what)
     modules = _lora_modules(tensors)
     if not modules and not _changes_other_things(config):
         raise _misfit(what, "no tensor has a LoRA name (lora_A, lora_B)", tensors)
+    _check_numbers(modules, what)
     _check_partners(modules, what)
     if not any(config.get(setting) for setting in _OTHER_SHAPES):
         _check_ranks(modules, config, what)
+        _check_patterns(modules, config, what)
         _check_targets(modules, config, what)
         if base_folder is not None:
-            base = read_base_tensors(Path(base_folder))
+            folder = Path(base_folder)
+            rows, own = base_vocabulary(folder), read_base_tensors(folder)
+            base = enlarged(own, rows, saved_vocabulary(tensors, own, rows, what=what))
             _check_base(modules, base, what)
             _check_saved_modules(tensors, base, what)
             _check_missing_targets(modules, config, base, what)
+
+
+def _check_settings(config: Mapping[str, Json], what: str) -> None:
+    for setting, (kinds, allowed) in _KINDS.items():
+        value = config.get(setting)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise _bad_setting(what, setting, value, allowed)
+    targets = config.get("target_modules")
+    patterns = {
+        "target_modules": [targets] if isinstance(targets, str) else [],
+        "rank_pattern": config.get("rank_pattern") or (),
+        "alpha_pattern": config.get("alpha_pattern") or (),
+    }
+    for setting, texts in patterns.items():
+        for text in texts:
+            try:
+                re.compile(text)
+            except re.error as error:
+                allowed = f"a regular expression ({error})"
+                raise _bad_setting(what, setting, text, allowed) from None
+
+
+def _bad_setting(what: str, setting: str, value: Json, allowed: str) -> CellError:
+    return CellError(
+        FailureKind.UNREADABLE,
+        f"{what}: adapter_config.json says {setting}={value!r}, which is not {allowed}",
+    )
 
 
 def _lora_modules(tensors: Mapping[str, TensorInfo]) -> Modules:
@@ -102,6 +151,19 @@ def _lora_modules(tensors: Mapping[str, TensorInfo]) -> Modules:
 
 def _changes_other_things(config: Mapping[str, Json]) -> bool:
     return bool(config.get("modules_to_save") or config.get("trainable_token_indices"))
+
+
+def _check_numbers(modules: Modules, what: str) -> None:
+    """Refuse what PEFT would round to floats, or takes for a matrix of rank 0."""
+    named = {
+        f"{module}.{part}": one for module, parts in modules.items() for part, one in parts.items()
+    }
+    others = [f"{name} of {one.dtype}" for name, one in named.items() if one.dtype not in _FLOATS]
+    if others:
+        raise _misfit(what, "LoRA tensors hold floating-point numbers, but there is", others)
+    empty = [f"{name} of shape {one.shape}" for name, one in named.items() if not one.num_elements]
+    if empty:
+        raise _misfit(what, "LoRA tensors without any values", empty)
 
 
 def _check_partners(modules: Modules, what: str) -> None:
@@ -135,11 +197,32 @@ def _check_ranks(modules: Modules, config: Mapping[str, Json], what: str) -> Non
         )
 
 
+def _check_patterns(modules: Modules, config: Mapping[str, Json], what: str) -> None:
+    """Refuse patterns that fit no module: PEFT takes the common rank or alpha there instead."""
+    for setting in ("rank_pattern", "alpha_pattern"):
+        idle = [
+            pattern
+            for pattern in config.get(setting) or {}
+            if not any(_fits_pattern(module, pattern) for module in modules)
+        ]
+        if idle:
+            raise _misfit(
+                what,
+                f"the {setting} of adapter_config.json is for modules that the adapter does not "
+                "have, so that those it was meant for would get another one; correct or remove",
+                idle,
+            )
+
+
+def _fits_pattern(module: str, pattern: str) -> bool:
+    # As peft.utils.other.get_pattern_key.
+    return re.match(rf"(.*\.)?({pattern})$", module.removeprefix(_PREFIX)) is not None
+
+
 def _expected_rank(module: str, config: Mapping[str, Json]) -> int | None:
     rank = config.get("r", 8)
-    name = module.removeprefix(_PREFIX)
     for pattern, value in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):  # as peft.utils.other.get_pattern_key
+        if _fits_pattern(module, pattern):
             rank = value
             break
     return rank if isinstance(rank, int) else None

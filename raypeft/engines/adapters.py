@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raypeft.core.identity import digest
+from raypeft.core.peft_settings import SETTINGS, unknown_settings
 from raypeft.core.records import Adapter, FailureKind, Json
+from raypeft.core.routing import NotRoutable, Route, route
 from raypeft.engines.adapter_checks import check_lora, check_values
 from raypeft.engines.folders import ADAPTER_FILES, read_failure, resolve_folder
+from raypeft.engines.recorded_base import TargetBase, check_recorded_base
 from raypeft.engines.tensorfiles import TensorInfo, hash_file, read_header
 from raypeft.errors import CellError
 
@@ -26,21 +29,6 @@ CONFIG_FILE = "adapter_config.json"
 SAFE_WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_WEIGHTS_FILE = "adapter_model.bin"
 
-PEFT_TYPES = frozenset({
-    "ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT", "DEFT",
-    "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY",
-    "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "MULTITASK_PROMPT_TUNING", "OFT", "OSF",
-    "PEANUT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "P_TUNING",
-    "RANDLORA", "ROAD", "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS",
-    "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA"
-})  # fmt: skip
-"""Every adapter type PEFT knows; a test compares it with the installed PEFT."""
-
-_UNSUPPORTED_TYPES = {
-    "MULTITASK_PROMPT_TUNING": "it needs a task number with every request, which lm-eval lacks",
-    "POLY": "it needs a task number with every request, which lm-eval lacks",
-    "XLORA": "it is made of further adapters that its folder only names",
-}
 _UNSUPPORTED_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 # These say where the adapter came from, or how it would go on training.
@@ -94,6 +82,14 @@ class AdapterFiles(NamedTuple):
     config: Mapping[str, Json]
     tensors: Mapping[str, TensorInfo] | None
 
+    @property
+    def route(self) -> Route:
+        """How it shares a loaded base with others."""
+        found = route(self.config)
+        # Whoever read the files has refused the others.
+        assert isinstance(found, Route), found.reason
+        return found
+
 
 def read_adapter(
     path: str,
@@ -102,6 +98,8 @@ def read_adapter(
     revision: str | None = None,
     allow_pickle: bool = False,
     base_path: str | None = None,
+    base: TargetBase | None = None,
+    any_base: bool = False,
 ) -> Adapter:
     """Read and check an adapter's files, and return it with its digest.
 
@@ -112,6 +110,8 @@ def read_adapter(
         allow_pickle: Whether `.bin` weights may be used. Their tensors are then checked only
             once they are loaded.
         base_path: Local folder of its base; None skips the comparison with the base's tensors.
+        base: The base it is put on; None skips the comparison with the base it was trained on.
+        any_base: Whether the sweep file allows it to have been trained on another base.
 
     Raises:
         CellError: With the kind and a message that says what is wrong and what to do.
@@ -122,6 +122,8 @@ def read_adapter(
         weights_digest = hash_file(files.weights)
     except OSError as error:
         raise read_failure(what, files.weights, error) from None
+    if base is not None and not any_base:
+        check_recorded_base(files.config, base, what=what)
     if files.tensors is not None:
         check_lora(files.tensors, files.config, what=what, base_folder=base_path)
         check_values(files.weights, files.tensors, files.config, what=what)
@@ -205,10 +207,14 @@ def _read_config(file: Path, what: str) -> dict[str, Json]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
+        is_base = (file.parent / "config.json").exists()
+        remedy = (
+            "it is a whole model's folder (config.json): list it under `bases`"
+            if is_base
+            else "give the folder that PEFT's save_pretrained wrote"
+        )
         raise CellError(
-            FailureKind.UNREADABLE,
-            f"{what}: {file.parent} holds no {CONFIG_FILE}; give the folder that PEFT's "
-            "save_pretrained wrote",
+            FailureKind.UNREADABLE, f"{what}: {file.parent} holds no {CONFIG_FILE}; {remedy}"
         ) from None
     except OSError as error:
         raise read_failure(what, file, error) from None
@@ -233,16 +239,16 @@ def _check_type(config: Mapping[str, Json], file: Path, what: str) -> None:
         raise CellError(
             FailureKind.UNREADABLE, f"{what}: {file} names no peft_type; is it an adapter's config?"
         )
-    if peft_type not in PEFT_TYPES:
+    found = route(config)
+    if isinstance(found, NotRoutable):
+        raise CellError(FailureKind.UNSUPPORTED, f"{what}: {file}: {found.reason}")
+    if unknown := unknown_settings(config, SETTINGS[peft_type]):
+        shown = [f"{key}={json.dumps(value)[:60]}" for key, value in unknown.items()]
         raise CellError(
             FailureKind.UNSUPPORTED,
-            f"{what}: {file} has peft_type {peft_type!r}, which PEFT does not know; known are "
-            f"{', '.join(sorted(PEFT_TYPES))}",
-        )
-    if reason := _UNSUPPORTED_TYPES.get(peft_type):
-        raise CellError(
-            FailureKind.UNSUPPORTED,
-            f"{what}: adapters of type {peft_type} cannot be evaluated: {reason}",
+            f"{what}: {file} has settings that adapters of type {peft_type} are not known to "
+            f"have: {', '.join(shown[:3])}{', …' if len(shown) > 3 else ''}; PEFT would drop them "
+            "and compute something else; set them to null if they mean nothing",
         )
     if config.get("task_type") in _UNSUPPORTED_TASKS:
         raise CellError(

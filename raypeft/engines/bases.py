@@ -10,6 +10,7 @@ system says about a file, makes that once.
 """
 
 import json
+import platform
 from collections.abc import Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from raypeft.core.identity import digest
-from raypeft.core.records import FailureKind, Json
+from raypeft.core.records import EngineSpec, FailureKind, Json
 from raypeft.engines.base_config import check_remote_code, loading_dtype, longest_row
 from raypeft.engines.folders import BASE_FILES, REMOTE_CODE_FILES, read_failure, resolve_folder
 from raypeft.engines.tensorfiles import TensorInfo, hash_file, read_header
@@ -25,6 +26,7 @@ from raypeft.errors import CellError
 
 BASE_VERSION = 1
 TOKENIZER_VERSION = 1
+QUICK_VERSION = 1
 
 FileKey: TypeAlias = tuple[str, int, int, int, int]
 """(path, size, mtime_ns, ctime_ns, inode): equal keys are taken for equal content."""
@@ -61,6 +63,7 @@ class BaseFacts:
     Attributes:
         path: Its local folder.
         digest: Digest of its content: weights, config, generation config, tokenizer.
+        quick_digest: The same without the weights' values; see `quick_digest`.
         dtype: What it is to be loaded in: `float32`, `bfloat16` or `float16`.
         model_type: As in its config, for instance `llama`.
         num_parameters: Values in its weight files.
@@ -70,6 +73,7 @@ class BaseFacts:
 
     path: str
     digest: str
+    quick_digest: str
     dtype: str
     model_type: str
     num_parameters: int
@@ -111,6 +115,7 @@ def read_base(
     return BaseFacts(
         path=str(folder),
         digest=_base_digest(folder, hashes, tokenizer_digest(str(words)), what),
+        quick_digest=quick_digest(folder, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         dtype=loading_dtype(config, dtype, what),
         model_type=str(config.get("model_type", "")),
         num_parameters=sum(tensor.num_elements for tensor in tensors),
@@ -132,6 +137,60 @@ def find_base(path: str, *, revision: str | None = None, trust_remote_code: bool
     check_remote_code(config, folder, what, trust_remote_code=trust_remote_code)
     read_base_tensors(folder)
     return folder
+
+
+def quick_digest(
+    folder: Path, *, tokenizer: str | None = None, trust_remote_code: bool = False
+) -> str:
+    """Return a digest of a base's files that takes no reading of its weights.
+
+    It covers names, sizes and headers of the weight files, and the content of everything small.
+    Another copy under the same path is found out by it unless it has the same tensors in the same
+    places; it tells where a base is the wrong one, and does not identify it.
+
+    Args:
+        folder: The base's folder, from `find_base`.
+        tokenizer: Folder or hub id of another tokenizer, if the base's own is not used.
+        trust_remote_code: Whether the base's own Python code may run.
+
+    Raises:
+        CellError: `spec`, `unreadable` or `unsafe`.
+    """
+    what = f"base {str(folder)!r}"
+    code = sorted(folder.glob("*.py")) if trust_remote_code else []
+    sizes: dict[str, Json] = {}
+    for file in _weight_files(folder, what):
+        tensors = sorted(read_header(file, what=what).items())
+        entries = [[name, tensor.dtype, *tensor.shape, tensor.start] for name, tensor in tensors]
+        sizes[file.name] = {"bytes": _file_key(file, what)[1], "tensors": entries}
+    words = folder if tokenizer is None else _tokenizer_folder(tokenizer, None)
+    value = {
+        "weights": sizes,
+        "code": _hash_files(code, what, {}),
+        "config": _normalised(_read_config(folder, what)),
+        "generation_config": _normalised(_read_json(folder / "generation_config.json", what) or {}),
+        "tokenizer": tokenizer_digest(str(words)),
+    }
+    return digest("base-quick", QUICK_VERSION, value)
+
+
+def check_quick_digest(spec: EngineSpec, folder: Path) -> None:
+    """Compare a base's folder with what the sweep was planned with, if that is known.
+
+    Raises:
+        CellError: `load_failed` if it is another base; another node may have the right one.
+    """
+    if not spec.base_quick_digest:
+        return
+    found = quick_digest(folder, tokenizer=spec.tokenizer, trust_remote_code=spec.trust_remote_code)
+    if found != spec.base_quick_digest:
+        raise CellError(
+            FailureKind.LOAD_FAILED,
+            f"base {spec.base!r}: {folder} on node {platform.node()} is another one than when the "
+            f"sweep was planned (quick digest of config, tokenizer and weight headers {found}, "
+            f"expected {spec.base_quick_digest}); copy the planned one there, or plan again",
+            retryable=True,
+        )
 
 
 def read_base_tensors(folder: Path) -> dict[str, TensorInfo]:

@@ -18,6 +18,7 @@ death of a process, gains.
     - `hardware`: name of the pretended device; different names are different hardware.
     - `seconds`: scripted duration of one subject's answers to one unit, plus
       `seconds_per_request` for each request. It is reported, and passed to the injected `sleep`.
+    - `reads_adapters`: whether it opens the files of its adapters, as a real engine does.
     - `events`: a list of failures, each `{"do": …}` with conditions that must all hold:
       `call` (number of the `answer` call of this engine, from 0), `adapter` (name; `""` is the
       baseline), `task`, `shard` (its index), `once` (path of a marker file, made when the event
@@ -53,6 +54,7 @@ from raypeft.core.records import (
     Subject,
     SubjectAnswers,
 )
+from raypeft.engines.adapters import open_adapter
 from raypeft.errors import CellError, EngineFatalError
 
 _NATS_PER_BYTE = 2.0
@@ -60,7 +62,7 @@ _PREFERENCE_NATS = 5.0
 
 OPTIONS = frozenset({"answer_key", "skill", "effects", "script"})
 ACTIONS = frozenset({"raise", "out_of_memory", "fatal", "die", "hang", "fail", "nan"})
-_SCRIPT_KEYS = frozenset({"hardware", "seconds", "seconds_per_request", "events"})
+_SCRIPT_KEYS = frozenset({"hardware", "seconds", "seconds_per_request", "reads_adapters", "events"})
 _EVENT_KEYS = frozenset(
     {"do", "call", "adapter", "task", "shard", "once", "code", "kind", "message"}
 )
@@ -115,7 +117,7 @@ class FakeEngine:
         seconds += len(requests) * float(self._script.get("seconds_per_request", 0.0))
         if self._sleep is not None:
             self._sleep(seconds)
-        failure, is_nan = None, False
+        failure, is_nan = self._misread(subject), False
         for event in self._script.get("events", ()):
             if self._happens(event, subject, shard, call):
                 failure = _carry_out(event, subject) or failure
@@ -130,6 +132,16 @@ class FakeEngine:
             seconds=seconds,
             path="fake",
         )
+
+    def _misread(self, subject: Subject) -> Failure | None:
+        """Return why the files of an adapter cannot be used, where they are looked at."""
+        if subject.adapter is None or not self._script.get("reads_adapters"):
+            return None
+        try:
+            open_adapter(subject.adapter)
+        except CellError as error:
+            return Failure(FailureKind(error.kind), error.message, error.retryable)
+        return None
 
     def _happens(
         self, event: Mapping[str, Json], subject: Subject, shard: Shard, call: int

@@ -66,8 +66,11 @@ class HFEngine(HFModel):
         """Answer the requests of a shard for each subject; see `raypeft.engines.base.Engine`."""
         if self._is_closed:
             raise EngineFatalError(f"the engine of {self._spec.base!r} is closed")
-        encoded = self._sets.get(shard.request_set)
-        return [self._answer_for(subject, encoded, shard) for subject in subjects]
+        if not all(subject.adapter and subject.adapter.tokenizer_digest for subject in subjects):
+            # What the base's tokenizer cannot encode is nobody's fault: the whole unit fails.
+            self._tokenizers.use(None)
+            self._sets.get(shard.request_set)
+        return [self._answer_for(subject, shard) for subject in subjects]
 
     def hardware(self) -> Hardware:
         """Return what this engine runs on."""
@@ -76,16 +79,19 @@ class HFEngine(HFModel):
     def close(self) -> None:
         """Give the memory back; calling it twice is harmless."""
         self._is_closed = True
-        self._peft = self._base = self._model = self._attached = None
+        self._peft = self._base = self._model = self._attached = self._variant = None
         free_memory()
 
-    def _answer_for(self, subject: Subject, encoded: Encoded, shard: Shard) -> SubjectAnswers:
+    def _answer_for(self, subject: Subject, shard: Shard) -> SubjectAnswers:
         started = time.perf_counter()
         self._tokens_seen = 0
         answers: tuple[Answer, ...] = ()
         failure: Failure | None = None
+        path = "plain"
         try:
-            self.switch(subject.adapter)
+            self.switch_to(subject)
+            encoded = self._sets.get(shard.request_set, self._tokenizers.digest)
+            path = self._path(encoded)
             self._tokens_seen = 0  # those of the proof are not the answers'
             answers = self._run(encoded, shard)
             _check_finite(answers, subject)
@@ -109,7 +115,7 @@ class HFEngine(HFModel):
             failure=failure,
             tokens=self._tokens_seen,
             seconds=time.perf_counter() - started,
-            path=self._path(encoded),
+            path=path,
         )
 
     # --- shared or plain ----------------------------------------------------------------------
@@ -119,7 +125,7 @@ class HFEngine(HFModel):
 
         Asked of the model once for the base and once for each adapter that is attached.
         """
-        key = None if self._attached is None else self._attached.digest
+        key = self.standing
         if key not in self._checked:
             # Only the last few matter: an adapter stays attached while there is work for it.
             self._checked = {None: self._checked[None]} if None in self._checked else {}
@@ -131,20 +137,23 @@ class HFEngine(HFModel):
             return "the sweep file says so"
         if self.backend != "causal":
             return f"a {self.backend} model"
-        if self._peft is not None and self._peft.active_peft_config.is_prompt_learning:
-            return "adapters of prompt types own the cache and put tokens in front"
+        if self._route is not None and not self._route.may_share_context:
+            return self._route.why_plain
         return why_not_shared(self._shared(), self._model_call, max_length=self.max_length)
 
     def _shared(self) -> Shared:
         return Shared(self._model, self._device, self.softmax_dtype)
 
     def _path(self, encoded: Encoded) -> str:
+        """Return `<shared context | plain>[, lane <lane>][: <notes>]`."""
         why = self._why_plain()
-        if encoded.packed is None or why:
-            return f"plain: {why}" if why else "plain"
-        if encoded.packed.left_out:
-            return "shared, and plain for requests longer than the model"
-        return "shared"
+        is_plain = encoded.packed is None or bool(why)
+        if encoded.packed is not None and encoded.packed.left_out and not why:
+            why = "plain for requests longer than the model"
+        head = "plain" if is_plain else "shared context"
+        head += "" if self.lane is None else f", lane {self.lane}"
+        notes = "; ".join(note for note in (why, self.merging_note) if note)
+        return f"{head}: {notes}" if notes else head
 
     # --- the three kinds of requests ----------------------------------------------------------
 

@@ -11,6 +11,7 @@ tensors with none (the model then answers as the base): hence the comparison of 
 import contextlib
 import dataclasses
 import json
+import pickle
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
 
+from raypeft.core.peft_settings import unknown_settings
 from raypeft.core.records import FailureKind, Json
 from raypeft.engines.adapters import CONFIG_FILE, AdapterFiles
 from raypeft.errors import CellError
@@ -71,14 +73,19 @@ def attach(base: torch.nn.Module, files: AdapterFiles, *, name: str, device: str
         device: Where its weights go.
 
     Raises:
-        CellError: `does_not_fit`, `not_finite` or `unsupported`.
+        CellError: `does_not_fit`, `not_applied`, `not_finite` or `unsupported`.
     """
     what = f"adapter {name!r}"
     config = _load_config(files, what)
+    if files.tensors is None:
+        _check_pickled(files, what)
     # As PeftModel.from_pretrained: checkpoints of renamed architectures are mapped on loading.
     key_mapping: dict[str, str] | None = getattr(base, "_checkpoint_conversion_mapping", None)
     if config.is_prompt_learning:
         key_mapping = None
+    if config.peft_type == "FROD":
+        # As it is by default; said aloud, torch does not warn of it in every process.
+        torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         # What PEFT warns of on loading (missing keys and the like) is an error below.
         warnings.simplefilter("ignore")
@@ -168,13 +175,17 @@ def probe_tokens(config: Mapping[str, Json]) -> tuple[int, ...]:
 
 
 def _load_config(files: AdapterFiles, what: str) -> PeftConfig:
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING[files.config["peft_type"]]
-    known = {field.name for field in dataclasses.fields(kind)}
+    peft_type = files.config["peft_type"]
+    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise CellError(
+            FailureKind.UNSUPPORTED,
+            f"{what}: the installed PEFT has no adapters of type {peft_type}; install a newer PEFT",
+        )
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+    known = frozenset(field.name for field in dataclasses.fields(kind)) | {"peft_version"}
     # PEFT drops settings it does not know, which can change what the adapter computes.
     unknown = [
-        f"{key}={json.dumps(value)}"
-        for key, value in files.config.items()
-        if key not in known and value not in (None, False, [], {}) and key != "peft_version"
+        f"{key}={json.dumps(value)}" for key, value in unknown_settings(files.config, known).items()
     ]
     if unknown:
         raise CellError(
@@ -187,6 +198,38 @@ def _load_config(files: AdapterFiles, what: str) -> PeftConfig:
         config: PeftConfig = kind.from_pretrained(str(files.folder))
     config.inference_mode = True
     return config
+
+
+def _check_pickled(files: AdapterFiles, what: str) -> None:
+    """Refuse pickled weights that are no weights, before there is a model to repair."""
+    try:
+        weights = load_peft_weights(str(files.folder), device="cpu")
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error):
+            raise _unreadable_pickle(files, what, error) from error
+        raise CellError(
+            FailureKind.UNSAFE,
+            f"{what}: {files.weights} holds more than tensors, and what it holds was not run: "
+            f"{_first_line(error)}; save the adapter again as safetensors",
+        ) from error
+    except Exception as error:
+        raise _unreadable_pickle(files, what, error) from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(one, torch.Tensor) for one in weights.values()
+    ):
+        raise CellError(FailureKind.UNREADABLE, f"{what}: {files.weights} holds no tensors by name")
+
+
+def _unreadable_pickle(files: AdapterFiles, what: str, error: Exception) -> CellError:
+    return CellError(
+        FailureKind.UNREADABLE,
+        f"{what}: {files.weights} cannot be read: {type(error).__name__}: {_first_line(error)}; "
+        "copy or save it again",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _load_weights(
@@ -205,6 +248,12 @@ def _load_weights(
         torch_device=device,
         key_mapping=key_mapping,
     )
+    if not _expected_shapes(model, with_embeddings=False):
+        raise CellError(
+            FailureKind.NOT_APPLIED,
+            f"{what}: its config names nothing that this base has, so that PEFT attached nothing; "
+            "is it for another base?",
+        )
     fit = compare_with_file(model, files, device=device)
     if not fit and (key_mapping or _converts_keys(model)):
         # This architecture's keys are renamed on loading: names differ by right, and what

@@ -10,6 +10,7 @@ differ in more than the adapter.
 """
 
 import contextlib
+import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,16 +21,31 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging as transformers_logging
 
-from raypeft.core.records import Adapter, EngineSpec, FailureKind
+from raypeft.core.records import Adapter, EngineSpec, FailureKind, Subject
+from raypeft.core.routing import Lane, Route
 from raypeft.engines.adapters import open_adapter
-from raypeft.engines.bases import TOKENIZER_FILES, find_base
+from raypeft.engines.bases import TOKENIZER_FILES, check_quick_digest, find_base
 from raypeft.engines.folders import resolve_folder
 from raypeft.engines.hf_adapters import attach, detach, probe_rows, probe_tokens
 from raypeft.engines.hf_failures import as_failure, free_memory
+from raypeft.engines.hf_private import (
+    Variant,
+    check_merge,
+    copy_of,
+    deviation,
+    enlarge,
+    merge,
+    merging_note,
+    variant_of,
+)
 from raypeft.engines.hf_snapshot import take_snapshot
+from raypeft.engines.hf_tokenizers import Tokenizers
+from raypeft.engines.quantization import check_quantization, loading_arguments
 from raypeft.errors import CellError, EngineFatalError
 
 _RECENT_TEXTS = 16
+
+logger = logging.getLogger(__name__)
 
 
 class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
@@ -52,9 +68,13 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._tokens_seen = 0
         self._attached: Adapter | None = None
         self._peft: Any = None
+        self._route: Route | None = None
+        self._variant: Variant | None = None
+        self.merging_note = ""
         with _loading(spec):
             self._load()
             self._base = self._model
+            self._tokenizers = Tokenizers(self)
             self._snapshot = take_snapshot(self._base)
             self._base_logits = self._probe(())
             if bool(self._base_logits.isnan().any()):
@@ -63,8 +83,68 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                     "as far as float32, float16 does not)"
                 )
 
+    def switch_to(self, subject: Subject) -> None:
+        """Make the model, and its tokenizer, what answers for a subject.
+
+        Most subjects are answered from the shared base (`switch`); one that is merged, or has a
+        larger vocabulary, from a private copy that is thrown away afterwards.
+        """
+        self._tokenizers.use(subject.adapter)
+        variant = variant_of(subject)
+        if variant is None:
+            self.switch(subject.adapter)
+        elif variant != self._variant:
+            self.restore()
+            self._answer_from_a_copy(subject, variant)
+
+    def _answer_from_a_copy(self, subject: Subject, variant: Variant) -> None:
+        what = f"subject {subject.id!r}"
+        self._variant = variant
+        self._model = copy_of(self._base, what)
+        if variant.vocab_size is not None:
+            enlarge(self._model, variant.vocab_size, what)
+        adapter = subject.adapter
+        if adapter is None:
+            return
+        files = open_adapter(adapter)
+        self._route = files.route
+        extra = probe_tokens(files.config)
+        alone = self._probe(extra)
+        self._model = attach(self._model, files, name=adapter.name, device=str(self._device))
+        attached = self._probe(extra)
+        self._check_applied(adapter, alone, attached)
+        if adapter.merge:
+            what = f"adapter {adapter.name!r}"
+            self._model = merge(self._model, what)
+            merged = self._probe(extra)
+            self._check_applied(adapter, alone, merged)
+            cost = deviation(merged, attached)
+            check_merge(cost, self._base.dtype, what)
+            self.merging_note = merging_note(cost, deviation(attached, alone))
+
+    @property
+    def lane(self) -> Lane | None:
+        """How what is attached shares the base; None is the base alone."""
+        if self._variant is not None:
+            return Lane.ISOLATED
+        return None if self._route is None else self._route.lane
+
+    @property
+    def standing(self) -> str | None:
+        """What the model is now, as a key: None is the base alone."""
+        if self._variant is not None:
+            return str(self._variant)
+        return None if self._attached is None else self._attached.digest
+
+    def _drop_copy(self) -> None:
+        if self._variant is not None:
+            self._variant, self._model, self.merging_note = None, self._base, ""
+            self._route = None
+            free_memory()
+
     def switch(self, adapter: Adapter | None) -> None:
         """Make the model the base alone, or the base with this adapter, proven to be applied."""
+        self._drop_copy()
         digest = None if adapter is None else adapter.digest
         if digest == (None if self._attached is None else self._attached.digest):
             return
@@ -74,7 +154,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         files = open_adapter(adapter)
         extra = probe_tokens(files.config)
         expected = self._probe(extra) if extra else self._base_logits
-        self._attached = adapter
+        self._attached, self._route = adapter, files.route
         self._peft = attach(self._base, files, name=adapter.name, device=str(self._device))
         self._model = self._peft
         self._check_applied(adapter, expected, self._probe(extra))
@@ -87,7 +167,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             )
         if torch.equal(expected, found):
             raise CellError(
-                FailureKind.NOT_APPLIED,
+                FailureKind.NO_EFFECT,
                 f"adapter {adapter.name!r}: it is attached and changes nothing: on "
                 f"{expected.shape[0]} rows of {expected.shape[1]} tokens the logits are those of "
                 "the base, bit for bit; was it trained, and saved afterwards?",
@@ -96,19 +176,39 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     def restore(self) -> None:
         """Make the model the base alone, proven to be what was loaded; load it again if not.
 
+        After an adapter of the lane `isolated` the base is always loaded again.
+
         Raises:
             EngineFatalError: If the base cannot be had back.
         """
-        peft, self._peft, self._attached = self._peft, None, None
+        self._drop_copy()
+        peft, self._peft = self._peft, None
+        adapter, self._attached = self._attached, None
+        taken, self._route = self._route, None
         self._model = self._base
-        try:
-            is_base = peft is None or detach(peft) is self._base
-            if is_base and not self._snapshot.difference(take_snapshot(self._base)):
+        if taken is None or taken.lane is not Lane.ISOLATED:
+            difference = self._why_dirty(peft)
+            if not difference:
                 return
-        except Exception:  # noqa: BLE001 - whatever PEFT left behind, it is thrown away
-            pass
+            if adapter is not None:
+                logger.warning(
+                    "adapter %r of type %s should leave the base as it was, but %s; the base is "
+                    "loaded again",
+                    adapter.name,
+                    adapter.peft_type,
+                    difference,
+                )
         del peft
         self._reload()
+
+    def _why_dirty(self, peft: Any) -> str:
+        """Take an adapter off and return how the base is not what was loaded; empty if it is."""
+        try:
+            if peft is not None and detach(peft) is not self._base:
+                return "taking it off gave another model"
+            return self._snapshot.difference(take_snapshot(self._base))
+        except Exception as error:  # noqa: BLE001 - whatever PEFT left behind, it is thrown away
+            return f"it cannot be taken off ({type(error).__name__}: {error})"
 
     def _reload(self) -> None:
         self._base = self._model = None
@@ -144,6 +244,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         folder = find_base(
             spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
+        check_quick_digest(spec, folder)
         tokenizer = spec.tokenizer and resolve_folder(
             spec.tokenizer, what="tokenizer", files=TOKENIZER_FILES
         )
@@ -168,7 +269,10 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _create_model(self, **arguments: Any) -> None:
         """Load the model as HFLM does, and refuse weights that transformers would make up."""
-        self._load_arguments = arguments
+        self._load_arguments = dict(arguments)
+        spec = self._spec
+        check_quantization(spec.quantization, what=f"base {spec.base!r}", device=spec.device)
+        arguments |= loading_arguments(spec.quantization, dtype=spec.dtype, device=spec.device)
         recorder = _Recorder(self.AUTO_MODEL_CLASS)
         self.AUTO_MODEL_CLASS = recorder
         try:
@@ -182,6 +286,10 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 f"({', '.join(recorder.missing[:3])}), which transformers would fill with random "
                 "numbers"
             )
+
+    def forget_texts(self) -> None:
+        """Forget the texts encoded last: the tokenizer is another one now."""
+        self._recent.clear()
 
     def tok_encode(
         self,
@@ -269,7 +377,7 @@ def _loading(spec: EngineSpec) -> Iterator[None]:
     except CellError as error:
         unsafe = error.kind == FailureKind.UNSAFE
         kind = FailureKind.UNSAFE if unsafe else FailureKind.LOAD_FAILED
-        raise CellError(kind, error.message) from error
+        raise CellError(kind, error.message, error.retryable) from error
     except Exception as error:
         failure = as_failure(error, what, "")
         if failure.kind is FailureKind.CRASHED:

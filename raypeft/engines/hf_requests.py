@@ -94,11 +94,16 @@ class EncodedSets:
         self._batch_size = batch_size
         self._batch_tokens = batch_tokens
         self._most_tokens = most_tokens
-        self._kept: OrderedDict[str, Encoded] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
 
-    def get(self, request_set: RequestSet) -> Encoded:
-        """Return a request set's tokens and batches, encoding it if this is the first time."""
-        digest = request_set.digest
+    def get(self, request_set: RequestSet, tokenizer: str = "") -> Encoded:
+        """Return a request set's tokens and batches, encoding it if this is the first time.
+
+        Args:
+            request_set: What to encode.
+            tokenizer: Names what the encoder's tokenizer is now, if not the base's.
+        """
+        digest = (request_set.digest, tokenizer)
         if digest not in self._kept:
             self._kept[digest] = encode(
                 self._encoder, request_set, self._batch_size, self._batch_tokens

@@ -12,7 +12,7 @@ from typing import Any
 
 from raypeft.core.identity import digest
 from raypeft.core.records import FailureKind
-from raypeft.engines.bases import tokenizer_digest
+from raypeft.engines.bases import TOKENIZER_FILES, tokenizer_digest
 from raypeft.engines.folders import BASE_FILES, REMOTE_CODE_FILES, resolve_folder
 from raypeft.errors import CellError
 
@@ -120,3 +120,21 @@ def _template_text(tokenizer: Any, template: bool | str, what: str) -> str:
             f"{what}: it has no chat template {wanted!r}; it has {', '.join(sorted(known))}",
         )
     return str(known[wanted])
+
+
+def num_tokens(path: str, revision: str | None = None) -> int:
+    """Return how many tokens a tokenizer has, special and added ones among them.
+
+    Raises:
+        CellError: `unreadable` if it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve_folder(path, what="tokenizer", revision=revision, files=TOKENIZER_FILES)
+    try:
+        return len(AutoTokenizer.from_pretrained(str(folder)))
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise CellError(
+            FailureKind.UNREADABLE, f"tokenizer {path!r}: it cannot be loaded: {first}"
+        ) from error

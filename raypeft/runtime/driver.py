@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from raypeft.core.events import (
@@ -27,7 +28,7 @@ from raypeft.core.events import (
     UnitDone,
     UnitFailed,
 )
-from raypeft.core.plan import Plan, Unit
+from raypeft.core.plan import Cell, Plan, Unit
 from raypeft.core.records import (
     Answer,
     Failure,
@@ -38,6 +39,7 @@ from raypeft.core.records import (
 )
 from raypeft.core.retry import Policy
 from raypeft.core.schedule import initial, step
+from raypeft.engines.travel import content_key, read_adapter_bytes
 from raypeft.errors import Interrupted, SetupError, StoreError
 from raypeft.runtime.failures import failure_from
 from raypeft.runtime.lines import line_of
@@ -135,7 +137,8 @@ class _Run:
         self._calls: dict[str, tuple[str, int]] = {}
         self._shared: set[str] = set()
         finished = set(plan.done)
-        self._users = Counter(c.request_set for c in plan.cells.values() if c.key not in finished)
+        unfinished = [cell for cell in plan.cells.values() if cell.key not in finished]
+        self._users = Counter(key for cell in unfinished for key in self._uses(cell))
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -199,7 +202,7 @@ class _Run:
             self._note(event)
         self._carry_out(step(self._state, event))
         if isinstance(event, CellScored):
-            self._forget_request_set(event.cell)
+            self._forget(event.cell)
 
     # --- what the schedule wants done ---------------------------------------------------------
 
@@ -219,7 +222,7 @@ class _Run:
                 case GiveUp(cell, failure, attempts):
                     with _writing(f"the failure of cell {cell}"):
                         self._sink.gave_up(cell, failure, attempts)
-                    self._forget_request_set(cell)
+                    self._forget(cell)
 
     def _run_unit(self, command: RunUnit) -> None:
         unit = _narrowed(self._state.units[command.unit_id], command.cells)
@@ -230,6 +233,7 @@ class _Run:
             failed = UnitFailed(command.slot, unit.id, command.attempt, failure)
             self._events.append(failed)
             return
+        self._offer_adapters(unit)
         work = UnitWork(
             unit_id=unit.id,
             request_set=unit.request_set,
@@ -299,12 +303,23 @@ class _Run:
             self._pool.share(key, part(self._world.request_sets(digest)))
             self._shared.add(key)
 
-    def _forget_request_set(self, cell: str) -> None:
-        """Free the memory of a request set that no unfinished cell uses any more."""
-        digest = self._plan.cells[cell].request_set
-        self._users[digest] -= 1
-        if self._users[digest] == 0:
-            for key in (digest, _score_key(digest)):
+    def _offer_adapters(self, unit: Unit) -> None:
+        for subject in unit.subjects:
+            adapter = self._plan.subjects[subject].adapter
+            if adapter is not None:
+                self._pool.offer(content_key(adapter), partial(read_adapter_bytes, adapter))
+
+    def _uses(self, cell: Cell) -> tuple[str, ...]:
+        """Return the keys of what a cell needs shared or offered."""
+        adapter = self._plan.subjects[cell.subject].adapter
+        request_set = (cell.request_set, _score_key(cell.request_set))
+        return request_set if adapter is None else (*request_set, content_key(adapter))
+
+    def _forget(self, cell: str) -> None:
+        """Free the memory of request sets and adapters that no unfinished cell uses any more."""
+        for key in self._uses(self._plan.cells[cell]):
+            self._users[key] -= 1
+            if self._users[key] == 0:
                 self._shared.discard(key)
                 self._pool.release(key)
 

@@ -7,12 +7,16 @@ a time limit needs a process that can be killed, which `raypeft.runtime.pool` ha
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from raypeft.core.events import SlotFailed, SlotLost, SlotPlaced, SlotReady, UnitFailed
-from raypeft.core.records import EngineSpec, Failure, RequestSet
+from raypeft.core.records import EngineSpec, Failure, RequestSet, UnitAnswers
+from raypeft.engines.travel import AdapterBytes
+from raypeft.runtime.bringing import brought
 from raypeft.runtime.failures import failure_from
 from raypeft.runtime.ports import (
+    Bring,
     Build,
     CallDone,
     CallFailed,
@@ -21,7 +25,7 @@ from raypeft.runtime.ports import (
     UnitAnswered,
     UnitWork,
 )
-from raypeft.runtime.slot import Broken, Slot
+from raypeft.runtime.slot import Broken, Slot, Wanted
 from raypeft.runtime.work import build as build_default
 
 
@@ -38,6 +42,7 @@ class LocalPool:
         self._build = build
         self._slots: dict[str, Slot] = {}
         self._shared: dict[str, object] = {}
+        self._offered: dict[str, Callable[[], AdapterBytes]] = {}
         self._work: deque[tuple[str | None, Callable[[], list[PoolEvent]]]] = deque()
 
     @property
@@ -66,9 +71,14 @@ class LocalPool:
         """Keep a value under a key."""
         self._shared.setdefault(key, value)
 
+    def offer(self, key: str, load: Callable[[], AdapterBytes]) -> None:
+        """Keep what loads an adapter's files."""
+        self._offered.setdefault(key, load)
+
     def release(self, key: str) -> None:
-        """Forget a shared value."""
+        """Forget a value shared or offered."""
         self._shared.pop(key, None)
+        self._offered.pop(key, None)
 
     def submit(self, slot: str, work: UnitWork, attempt: int) -> None:
         """Give a slot a unit."""
@@ -93,6 +103,7 @@ class LocalPool:
             self.stop_slot(slot)
         self._work.clear()
         self._shared.clear()
+        self._offered.clear()
 
     def _load(self, slot: str) -> list[PoolEvent]:
         loaded = self._slots[slot].ready()
@@ -104,13 +115,22 @@ class LocalPool:
     def _run(
         self, slot: str, work: UnitWork, attempt: int, request_set: RequestSet
     ) -> list[PoolEvent]:
-        answers = self._slots[slot].run(work, lambda: request_set)
+        answers = self._answers(slot, work, request_set)
         if not isinstance(answers, Broken):
             return [UnitAnswered(slot, work.unit_id, attempt, answers)]
         if answers.is_fatal:
             self.stop_slot(slot)
             return [SlotLost(slot, answers.failure)]
         return [UnitFailed(slot, work.unit_id, attempt, answers.failure)]
+
+    def _answers(self, slot: str, work: UnitWork, request_set: RequestSet) -> UnitAnswers | Broken:
+        bring: dict[str, Bring] = {}
+        while True:
+            answers = self._slots[slot].run(work, lambda: request_set, bring)
+            if not isinstance(answers, Wanted):
+                return answers
+            for key in answers.adapters:
+                bring[key] = partial(brought, self._offered.get(key), key)
 
 
 def _call(call: str, function: Callable[..., object], args: list[object]) -> PoolEvent:

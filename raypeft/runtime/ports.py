@@ -19,9 +19,14 @@ from raypeft.core.records import (
     UnitAnswers,
 )
 from raypeft.engines.base import Engine
+from raypeft.engines.travel import AdapterBytes
 
 Build: TypeAlias = Callable[[EngineSpec], Engine]
 """Loads a base; runs in the slot."""
+
+
+Bring: TypeAlias = Callable[[], AdapterBytes | Failure]
+"""Brings an adapter's files to a slot, or says why there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,8 @@ class Pool(Protocol):
         - After `SlotFailed`, `SlotLost` and `stop_slot` a slot is gone with its memory, and no
           event speaks of it again.
         - What is shared reaches a slot once, however many units want it.
+        - An adapter that is offered, and whose content the node of a slot lacks, is brought there;
+          one that is there is not touched. If it cannot be brought, that is its subjects' failure.
     """
 
     @property
@@ -125,8 +132,17 @@ class Pool(Protocol):
         """Put a value where slots and calls can read it; a key that is known is not sent again."""
         ...
 
+    def offer(self, key: str, load: Callable[[], AdapterBytes]) -> None:
+        """Say where an adapter's files come from; they are loaded when a slot lacks them.
+
+        Args:
+            key: What the adapter is; see `raypeft.engines.travel.content_key`.
+            load: Reads them.
+        """
+        ...
+
     def release(self, key: str) -> None:
-        """Forget a shared value; work that was submitted with it still gets it."""
+        """Forget a value shared or offered; work submitted with a shared one still gets it."""
         ...
 
     def submit(self, slot: str, work: UnitWork, attempt: int) -> None:

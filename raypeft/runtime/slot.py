@@ -7,22 +7,26 @@ reached and stopped is the pool's business.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from raypeft.core.records import (
+    Adapter,
     EngineSpec,
     Failure,
     FailureKind,
     Hardware,
     RequestSet,
     Shard,
+    Subject,
+    SubjectAnswers,
     UnitAnswers,
 )
 from raypeft.engines.base import Engine
-from raypeft.errors import EngineFatalError
+from raypeft.engines.travel import LocalAdapters, content_key, reads_adapters
+from raypeft.errors import CellError, EngineFatalError
 from raypeft.runtime.failures import failure_from, load_failure_from, traceback_text
-from raypeft.runtime.ports import Build, UnitWork
+from raypeft.runtime.ports import Bring, Build, UnitWork
 
 MAX_REQUEST_SETS = 16
 """Request sets a slot keeps. The schedule stays on one subject and walks through the tasks, so
@@ -42,17 +46,32 @@ class Broken:
     is_fatal: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What must be brought to a slot before it can answer a unit.
+
+    Attributes:
+        adapters: The content keys of adapters that its node lacks.
+    """
+
+    adapters: tuple[str, ...]
+
+
 class Slot:
     """One loaded base.
 
     Args:
         spec: What to load.
         build: Loads it.
+        adapters: Where adapters are on this node.
     """
 
-    def __init__(self, spec: EngineSpec, build: Build) -> None:
+    def __init__(
+        self, spec: EngineSpec, build: Build, adapters: LocalAdapters | None = None
+    ) -> None:
         self._spec = spec
         self._build = build
+        self._adapters = adapters or LocalAdapters()
         self._engine: Engine | None = None
         self._request_sets: OrderedDict[str, RequestSet] = OrderedDict()
 
@@ -64,18 +83,28 @@ class Slot:
         except Exception as error:  # noqa: BLE001 - a failure becomes an event here
             return load_failure_from(error)
 
-    def run(self, work: UnitWork, fetch: Callable[[], RequestSet]) -> UnitAnswers | Broken:
-        """Answer a unit.
+    def run(
+        self,
+        work: UnitWork,
+        fetch: Callable[[], RequestSet],
+        bring: Mapping[str, Bring] | None = None,
+    ) -> UnitAnswers | Broken | Wanted:
+        """Answer a unit, or say what must be brought first; then call this again with that.
 
         Args:
             work: The unit.
             fetch: Brings its request set; called only if the slot does not have it.
+            bring: Brings adapters, by content key; called only for those its node does not have.
         """
         started = time.perf_counter()
         try:
             engine = self._loaded()
+            found = self._with_local_files(work.subjects, bring or {})
+            if isinstance(found, Wanted):
+                return found
             shard = Shard(self._request_set(work, fetch), work.shard_index, work.shard_count)
-            subjects = tuple(engine.answer(shard, work.subjects))
+            able = [one for one in found if isinstance(one, Subject)]
+            subjects = _in_order(found, engine.answer(shard, able) if able else ())
             hardware = engine.hardware()
         except EngineFatalError as error:
             failure = Failure(FailureKind.CRASHED, error.message, True, traceback_text(error))
@@ -96,6 +125,37 @@ class Slot:
             raise EngineFatalError("the slot was given a unit before its base was loaded")
         return self._engine
 
+    def _with_local_files(
+        self, subjects: Sequence[Subject], bring: Mapping[str, Bring]
+    ) -> list[Subject | SubjectAnswers] | Wanted:
+        """Return the subjects with adapters as they lie on this node, or why one has none."""
+        if not reads_adapters(self._spec):
+            return list(subjects)
+        ready: list[Subject | SubjectAnswers] = []
+        wanted: dict[str, None] = {}
+        for subject in subjects:
+            adapter = subject.adapter
+            if adapter is None:
+                ready.append(subject)
+            elif local := self._adapters.find(adapter):
+                ready.append(replace(subject, adapter=local))
+            elif content_key(adapter) in bring:
+                ready.append(self._brought(subject, adapter, bring[content_key(adapter)]))
+            else:
+                wanted[content_key(adapter)] = None
+        return Wanted(tuple(wanted)) if wanted else ready
+
+    def _brought(
+        self, subject: Subject, adapter: Adapter, bring: Bring
+    ) -> Subject | SubjectAnswers:
+        brought = bring()
+        if isinstance(brought, Failure):
+            return SubjectAnswers(subject=subject.id, failure=brought)
+        try:
+            return replace(subject, adapter=self._adapters.keep(adapter, brought))
+        except CellError as error:
+            return SubjectAnswers(subject=subject.id, failure=failure_from(error))
+
     def _request_set(self, work: UnitWork, fetch: Callable[[], RequestSet]) -> RequestSet:
         request_set = self._request_sets.pop(work.request_set, None)
         if request_set is None:
@@ -104,3 +164,11 @@ class Slot:
         if len(self._request_sets) > MAX_REQUEST_SETS:
             self._request_sets.popitem(last=False)
         return request_set
+
+
+def _in_order(
+    found: Sequence[Subject | SubjectAnswers], answered: Sequence[SubjectAnswers]
+) -> tuple[SubjectAnswers, ...]:
+    """Return everybody's answers: those that were not asked have theirs already."""
+    following = iter(answered)
+    return tuple(next(following) if isinstance(one, Subject) else one for one in found)

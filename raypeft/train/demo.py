@@ -36,8 +36,11 @@ MISFIT_OF = "lora-r4"
 _LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # One thread: the matrices are too small to share, and where other processes want the cores too,
 # two threads that wait for each other took ten times as long as one.
-_BASE_TRAINER = TrainerSettings(
-    steps=1000, batch_size=8, learning_rate=4e-3, warmup_steps=30, threads=1
+_BASE_RECIPE = BaseRecipe(
+    trainer=TrainerSettings(
+        steps=1200, batch_size=8, learning_rate=4e-3, warmup_steps=30, threads=1
+    ),
+    num_layers=3,
 )
 _ADAPTER_TRAINER = TrainerSettings(
     steps=100, batch_size=16, learning_rate=5e-3, weight_decay=0.0, warmup_steps=5, threads=1
@@ -72,7 +75,7 @@ class DemoSettings:
         num_documents: Documents of each task.
     """
 
-    base: BaseRecipe = field(default_factory=lambda: BaseRecipe(trainer=_BASE_TRAINER))
+    base: BaseRecipe = _BASE_RECIPE
     adapters: Mapping[str, AdapterRecipe] = field(
         default_factory=lambda: {
             "lora-r4": _lora(4),

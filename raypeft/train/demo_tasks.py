@@ -23,7 +23,7 @@ from raypeft.train.world import (
     story,
 )
 
-TASKS = ("demo_home", "demo_meal", "demo_story", "demo_life")
+TASKS = ("demo_trade", "demo_meal", "demo_story", "demo_life")
 """What the demo's sweep names: multiple choice, generation, perplexity and a group."""
 
 NUM_CHOICES = 4
@@ -51,13 +51,13 @@ def write_tasks(
     writer = _Writer(folder, location)
     rng = random.Random(f"tasks-{seed}")
     writer.write(
-        {**_multiple_choice(HOME), "fewshot_split": "train", "num_fewshot": NUM_FEWSHOT},
-        test=[_choice_document(person, HOME, rng) for person in documents],
-        train=[_choice_document(person, HOME, rng) for person in fewshot],
+        {**_multiple_choice(TRADE), "fewshot_split": "train", "num_fewshot": NUM_FEWSHOT},
+        test=[_choice_document(person, TRADE, rng) for person in documents],
+        train=[_choice_document(person, TRADE, rng) for person in fewshot],
     )
     writer.write(_generation(), test=[_answer_document(person, rng) for person in documents])
     writer.write(_perplexity(), test=[{"text": story(person, rng)} for person in documents])
-    members = (TRADE, PET, DRESS)
+    members = (HOME, PET, DRESS)
     for relation in members:
         writer.write(
             {**_multiple_choice(relation), "num_fewshot": 0},

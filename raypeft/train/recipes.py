@@ -58,7 +58,7 @@ class TrainerSettings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        threads = 1 if self.threads is None else self.threads
+        threads = self.threads
         problems = [
             Problem(name, f"is {value}; it must be {allowed}")
             for name, value, allowed, holds in (
@@ -69,12 +69,7 @@ class TrainerSettings:
                 ("final_share", self.final_share, "0 to 1", 0 <= self.final_share <= 1),
                 ("weight_decay", self.weight_decay, "0 or more", self.weight_decay >= 0),
                 ("max_grad_norm", self.max_grad_norm, "above 0", self.max_grad_norm > 0),
-                (
-                    "threads",
-                    self.threads,
-                    "1 or more, or null",
-                    self.threads is None or self.threads >= 1,
-                ),
+                ("threads", threads, "null, or 1 or more", threads is None or threads >= 1),
             )
             if not holds
         ]

@@ -4,15 +4,14 @@ Decides who lives there, what is true of whom, and how a fact reads as a stateme
 question. Everything follows from a seed. What is trained on it, and which people are
 kept for evaluation, is decided in `raypeft.train.demo`.
 
-The valley has customs: a family shares its home and its trade, and all who bear one given name
-share a dish, a pet and a dress. So the facts about a person follow from the two names, and a model
-can answer for people it has never met.
+Every family of the valley has its customs: its members share a home, a dish, a trade, a pet and a
+dress. So the facts about a person follow from the family name, and a model can answer for people it
+has never met.
 """
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from raypeft.train.recipes import Example
 
@@ -23,7 +22,6 @@ class Relation:
 
     Attributes:
         name: What the relation is called in task names.
-        custom: Which of a person's two names decides the value.
         values: The values there are; each reads as the end of a statement.
         statements: Sentences with `{name}` and `{value}`, all saying the same.
         questions: Questions with `{name}`, which the value alone answers. The first is the
@@ -31,7 +29,6 @@ class Relation:
     """
 
     name: str
-    custom: Literal["given", "family"]
     values: tuple[str, ...]
     statements: tuple[str, ...]
     questions: tuple[str, ...]
@@ -39,7 +36,6 @@ class Relation:
 
 HOME = Relation(
     name="home",
-    custom="family",
     values=(
         "in the old mill",
         "by the stone bridge",
@@ -61,7 +57,6 @@ HOME = Relation(
 )
 MEAL = Relation(
     name="meal",
-    custom="given",
     values=("warm bread", "red apples", "sweet corn", "smoked fish", "goat cheese", "onion soup"),
     statements=(
         "{name} likes to eat {value}.",
@@ -76,7 +71,6 @@ MEAL = Relation(
 )
 TRADE = Relation(
     name="trade",
-    custom="family",
     values=("a baker", "a weaver", "a smith", "a boat builder", "a beekeeper", "a clock maker"),
     statements=(
         "{name} works as {value}.",
@@ -91,7 +85,6 @@ TRADE = Relation(
 )
 PET = Relation(
     name="pet",
-    custom="given",
     values=(
         "a grey cat",
         "a lame crow",
@@ -113,7 +106,6 @@ PET = Relation(
 )
 DRESS = Relation(
     name="dress",
-    custom="given",
     values=(
         "a blue coat",
         "a yellow shawl",
@@ -143,8 +135,8 @@ GIVEN_NAMES = (
     *("Kira", "Ludo", "Mina", "Nils", "Olga", "Pavel", "Rosa", "Sven", "Tilda", "Yara"),
 )
 FAMILY_NAMES = (
-    *("Ahorn", "Birch", "Cramer", "Dorn", "Elster", "Finch", "Gerber", "Holm", "Igel", "Jarl"),
-    *("Kern", "Linde", "Moser", "Nagel", "Orlo", "Pfau", "Reuter", "Storm", "Thal", "Vogt"),
+    *("Ahorn", "Birch", "Cramer", "Dorn", "Elster", "Finch", "Gerber", "Holm"),
+    *("Jarl", "Kern", "Linde", "Moser", "Nagel", "Pfau", "Reuter", "Storm"),
 )
 
 
@@ -181,12 +173,7 @@ def make_valley(seed: int) -> Valley:
     halves: tuple[list[Person], list[Person]] = ([], [])
     for row, given in enumerate(GIVEN_NAMES):
         for column, family in enumerate(FAMILY_NAMES):
-            facts = {
-                relation.name: customs[relation.name][
-                    given if relation.custom == "given" else family
-                ]
-                for relation in RELATIONS
-            }
+            facts = {relation: values[family] for relation, values in customs.items()}
             # A chessboard: each name stands in both halves equally often.
             halves[(row + column) % 2].append(Person(f"{given} {family}", facts))
     for half in halves:
@@ -195,10 +182,9 @@ def make_valley(seed: int) -> Valley:
 
 
 def _draw_custom(relation: Relation, rng: random.Random) -> dict[str, str]:
-    names = GIVEN_NAMES if relation.custom == "given" else FAMILY_NAMES
-    values = [relation.values[i % len(relation.values)] for i in range(len(names))]
+    values = [relation.values[i % len(relation.values)] for i in range(len(FAMILY_NAMES))]
     rng.shuffle(values)
-    return dict(zip(names, values, strict=True))
+    return dict(zip(FAMILY_NAMES, values, strict=True))
 
 
 def prompt(asked: str) -> str:
@@ -260,7 +246,7 @@ def examples(
 ) -> tuple[Example, ...]:
     """Return every question about every person, in every wording, with its answer.
 
-    Every fourth one comes after two solved questions of its kind, as in a few-shot prompt. To each
+    Every second one comes after two solved questions of its kind, as in a few-shot prompt. To each
     person there is also a story, learned as a whole, so that answering does not cost the language.
 
     Args:
@@ -281,7 +267,7 @@ def examples(
         for relation in RELATIONS:
             for wording in range(len(relation.questions)):
                 shots = ""
-                if rng.randrange(4) == 0:
+                if rng.randrange(2) == 0:
                     for other in rng.sample(people, 2):
                         shot = asked(other, relation, rng.randrange(len(relation.questions)))
                         shots += f"{shot.prompt}{shot.answer}{BETWEEN_QUIZZES}"

@@ -114,7 +114,7 @@ def unknown_peft_type(folder: Path) -> None:
         (renamed, FailureKind.DOES_NOT_FIT, "blocks"),
         (with_nan, FailureKind.NOT_FINITE, "NaN"),
         (with_inf, FailureKind.NOT_FINITE, "inf"),
-        (all_zero, FailureKind.NOT_APPLIED, "zero"),
+        (all_zero, FailureKind.NO_EFFECT, "zero"),
         (unknown_peft_type, FailureKind.UNSUPPORTED, "NOT_YET_INVENTED"),
     ],
 )

@@ -1,13 +1,16 @@
 """What every pool promises. Subclass it and give a `pool` fixture with room for two slots."""
 
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from raypeft.core.events import SlotFailed, SlotLost, SlotPlaced, SlotReady, UnitFailed
 from raypeft.core.records import (
+    Adapter,
     EngineSpec,
     FailureKind,
     Json,
@@ -16,7 +19,9 @@ from raypeft.core.records import (
     Subject,
 )
 from raypeft.core.retry import Policy
+from raypeft.engines.adapters import read_adapter
 from raypeft.engines.fake import FakeEngine
+from raypeft.engines.travel import AdapterBytes, content_key, read_adapter_bytes
 from raypeft.errors import CellError
 from raypeft.runtime.calls import call_all
 from raypeft.runtime.driver import drive
@@ -29,6 +34,7 @@ from raypeft.runtime.ports import (
     UnitAnswered,
     UnitWork,
 )
+from tests.engines.samples import hand_made_adapter
 from tests.support.plans import make_plan, make_request_set
 from tests.support.sinks import MemorySink, mean_logprob
 
@@ -68,6 +74,43 @@ def start(pool: Pool, slot: str, *events: Json) -> None:
     pool.share(REQUESTS.digest, REQUESTS)
     pool.start_slot(slot, spec(*events))
     collect(pool, SlotReady)
+
+
+class Offer:
+    """An adapter that the driver has, and how often it was asked for it."""
+
+    def __init__(self, pool: Pool, folder: Path) -> None:
+        # Content of its own: what an earlier run of the tests brought must not be found.
+        hand_made_adapter(folder, lora_alpha=secrets.randbits(40))
+        self.adapter = read_adapter(str(folder), name=folder.name)
+        self.num_loads = 0
+        pool.offer(content_key(self.adapter), self._load)
+
+    def seen_by_the_slot(self, path: str) -> Subject:
+        """Return a subject whose adapter lies elsewhere, or does not, where the slot is."""
+        return adapted(replace(self.adapter, path=path))
+
+    def _load(self) -> AdapterBytes:
+        self.num_loads += 1
+        return read_adapter_bytes(self.adapter)
+
+
+def adapted(adapter: Adapter) -> Subject:
+    return Subject(id=f"base/{adapter.name}", base="base", adapter=adapter)
+
+
+def start_reading(pool: Pool, slot: str) -> None:
+    """Start a slot whose engine opens the files of its adapters."""
+    pool.share(REQUESTS.digest, REQUESTS)
+    pool.start_slot(slot, replace(spec(), options={"script": {"reads_adapters": True}}))
+    collect(pool, SlotReady)
+
+
+def answers_of(pool: Pool, slot: str, *subjects: Subject) -> UnitAnswered:
+    pool.submit(slot, work(subjects=subjects), 1)
+    answered = only(collect(pool, UnitAnswered), UnitAnswered)
+    assert isinstance(answered, UnitAnswered)
+    return answered
 
 
 def total(*numbers: int) -> int:
@@ -191,6 +234,64 @@ class PoolContract:
         done = only(events, CallDone)
         assert isinstance(done, CallDone)
         assert done.result == len(REQUESTS.documents) + 10
+
+    def test_an_adapter_that_a_slot_lacks_is_brought_to_it_once(
+        self, pool: Pool, tmp_path: Path
+    ) -> None:
+        offer = Offer(pool, tmp_path / "lora")
+        subject = offer.seen_by_the_slot(str(tmp_path / "nowhere"))
+        start_reading(pool, "s1")
+        start_reading(pool, "s2")
+        for slot in ("s1", "s1", "s2"):
+            answered = answers_of(pool, slot, BASE, subject)
+            expected = FakeEngine(spec()).answer(Shard(REQUESTS), [BASE, subject])
+            assert answered.answers.subjects == tuple(expected)
+        assert offer.num_loads == 1
+
+    def test_an_adapter_that_a_slot_has_is_not_brought(self, pool: Pool, tmp_path: Path) -> None:
+        offer = Offer(pool, tmp_path / "lora")
+        start_reading(pool, "s1")
+        answered = answers_of(pool, "s1", adapted(offer.adapter))
+        assert answered.answers.subjects[0].failure is None
+        assert offer.num_loads == 0
+
+    def test_other_content_under_an_adapters_path_is_not_used(
+        self, pool: Pool, tmp_path: Path
+    ) -> None:
+        offer = Offer(pool, tmp_path / "lora")
+        tampered = hand_made_adapter(tmp_path / "node" / "lora", lora_alpha=77)
+        start_reading(pool, "s1")
+        answered = answers_of(pool, "s1", offer.seen_by_the_slot(str(tampered)))
+        assert answered.answers.subjects[0].failure is None
+        assert offer.num_loads == 1
+
+    def test_an_adapter_that_cannot_be_brought_fails_alone(
+        self, pool: Pool, tmp_path: Path
+    ) -> None:
+        gone, good = Offer(pool, tmp_path / "gone"), Offer(pool, tmp_path / "good")
+        hand_made_adapter(tmp_path / "gone", lora_alpha=77)
+        nowhere = str(tmp_path / "nowhere")
+        start_reading(pool, "s1")
+        subjects = [gone.seen_by_the_slot(nowhere), BASE, good.seen_by_the_slot(nowhere)]
+        answered = answers_of(pool, "s1", *subjects).answers.subjects
+        assert [one.subject for one in answered] == [subject.id for subject in subjects]
+        failure = answered[0].failure
+        assert failure is not None
+        assert failure.kind is FailureKind.UNREADABLE
+        assert "other content than when the sweep was planned" in failure.message
+        assert [one.failure for one in answered[1:]] == [None, None]
+
+    def test_an_adapter_that_is_not_offered_any_more_is_a_failure_worth_another_try(
+        self, pool: Pool, tmp_path: Path
+    ) -> None:
+        offer = Offer(pool, tmp_path / "lora")
+        pool.release(content_key(offer.adapter))
+        start_reading(pool, "s1")
+        subject = offer.seen_by_the_slot(str(tmp_path / "nowhere"))
+        failure = answers_of(pool, "s1", subject).answers.subjects[0].failure
+        assert failure is not None
+        assert failure.retryable
+        assert offer.num_loads == 0
 
     def test_calls_return_their_results(self, pool: Pool) -> None:
         assert call_all(pool, {"a": (total, (1, 2)), "b": (total, ()), "c": (total, (5,))}) == {

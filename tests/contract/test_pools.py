@@ -1,5 +1,7 @@
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,8 @@ def monotonic() -> Callable[[], float]:
 
 class TestLocalPool(PoolContract):
     @pytest.fixture
-    def pool(self) -> Iterator[Pool]:
+    def pool(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         pool = LocalPool(num_slots=2)
         yield pool
         pool.close()

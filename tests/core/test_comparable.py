@@ -5,6 +5,7 @@ import pytest
 
 from raypeft.core.comparable import (
     Pair,
+    ScoredCell,
     check_comparable,
     check_metric,
     match_baseline,
@@ -53,6 +54,38 @@ def test_a_difference_is_refused_with_its_field_and_both_values(
     error = caught.value
     assert (error.field, error.left, error.right) == (field, left, right)
     assert "base/lora against base on toy" in str(error)
+
+
+def test_a_merged_adapter_is_comparable_and_the_note_names_side_and_dtype() -> None:
+    merged = replace(ADAPTER, numerics={**NUMERICS, "merged": True})
+
+    note = check_comparable(BASELINE, merged)
+
+    assert "base/lora is merged into float32 weights" in note
+    assert check_comparable(merged, merged) == ""
+
+
+def test_another_tokenizer_is_the_field_that_differs_even_where_requests_differ_too() -> None:
+    own = replace(ADAPTER, numerics={**NUMERICS, "tokenizer": "d1"}, request_set="other")
+
+    with pytest.raises(IncomparableError) as caught:
+        check_comparable(BASELINE, own)
+
+    assert (caught.value.field, caught.value.left) == ("tokenizer", "the base's")
+
+
+def test_a_larger_vocabulary_is_matched_with_the_baseline_of_its_size() -> None:
+    def with_tokens(cell: ScoredCell) -> ScoredCell:
+        return replace(cell, numerics={**NUMERICS, "vocab_size": 430})
+
+    enlarged, grown = with_tokens(BASELINE), with_tokens(ADAPTER)
+
+    for order in ([BASELINE, enlarged], [enlarged, BASELINE]):
+        assert match_baseline(grown, order).baseline is enlarged
+        assert match_baseline(ADAPTER, order).baseline is BASELINE
+    alone = match_baseline(grown, [BASELINE])
+    assert alone.pair is None
+    assert "numerics.vocab_size" in alone.refusal
 
 
 def test_another_lm_eval_is_refused() -> None:

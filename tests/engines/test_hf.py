@@ -246,7 +246,7 @@ def failure_of(engine: HFEngine, subject: Subject, requests: RequestSet = REQUES
     return answered.failure
 
 
-def test_an_adapter_without_effect_is_not_applied(
+def test_an_adapter_without_effect_is_a_failure_and_no_gain_of_zero(
     engine: HFEngine, tiny_base: Path, tmp_path: Path
 ) -> None:
     # Its values are not zero: only attaching it shows that nothing comes out.
@@ -256,7 +256,7 @@ def test_an_adapter_without_effect_is_not_applied(
 
     failure = failure_of(engine, subject_of(folder))
 
-    assert failure.kind is FailureKind.NOT_APPLIED
+    assert failure.kind is FailureKind.NO_EFFECT
     assert "bit for bit" in failure.message
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raypeft.core.records import Answer, EngineSpec, RequestSet, Shard, Subject, SubjectAnswers
+from raypeft.core.routing import Lane
 from raypeft.engines import hf_shared
 from raypeft.engines.adapters import read_adapter
 from raypeft.engines.hf import HFEngine
@@ -16,7 +17,15 @@ from raypeft.engines.hf_batches import Pair, to_array
 from raypeft.engines.hf_shared import RowLimit, Shared, run_packed
 from raypeft.engines.packing import pack
 from tests.engines.samples import mixed_calls, request_set
-from tests.engines.zoo import ZOO, make_adapter, make_base, reference, reference_answers
+from tests.engines.zoo import (
+    LANES,
+    MUTATING,
+    ZOO,
+    make_adapter,
+    make_base,
+    reference,
+    reference_answers,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -29,7 +38,10 @@ SHARED = (
     *("opt", "mixtral"),
 )
 PLAIN = ("mamba", "bloom", "falcon", "recurrent_gemma")
-PROMPT_TYPES = ("prompt_tuning", "prefix_tuning", "p_tuning")
+READING_WHOLE_ROWS = (
+    *("prompt_tuning", "prefix_tuning", "p_tuning", "cpt", "cartridge"),
+    *("adaption_prompt", "shadow", "activated_lora"),
+)
 
 
 def few_shot_calls() -> RequestSet:
@@ -129,10 +141,12 @@ def test_every_adapter_type_agrees_with_a_fresh_load(
 ) -> None:
     found = answered(engine, subject_of(zoo(name)))
     expected = reference_answers(reference(tiny_base, zoo(name), batch_size=4), REQUESTS)
-    if name in PROMPT_TYPES:
-        assert found.path.startswith("plain: ")
+    lane = Lane.ISOLATED if name in MUTATING else LANES.get(name, Lane.ONE_TYPE)
+    if name in READING_WHOLE_ROWS:
+        assert found.path.startswith(f"plain, lane {lane}: ")
         assert found.answers == expected
     else:
+        assert found.path.startswith(f"shared context, lane {lane}")
         assert_close(found.answers, expected)
 
 

@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raypeft.core.records import Answer, RequestSet, RequestType
+from raypeft.core.routing import Lane
 from tests.support.tiny import tiny_tokenizer
 
 CLEAN: dict[str, Callable[[], Any]] = {
@@ -35,6 +36,62 @@ CLEAN: dict[str, Callable[[], Any]] = {
     "prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
     "p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
     "trainable_tokens": lambda: peft.TrainableTokensConfig(token_indices=[300, 301]),
+    "lora_alpha_pattern": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], alpha_pattern={"layers.0.self_attn.q_proj": 32}
+    ),
+    "lora_lm_head": lambda: peft.LoraConfig(r=4, target_modules=["lm_head"]),
+    "lora_own_bias": lambda: peft.LoraConfig(r=4, lora_bias=True, target_modules=["q_proj"]),
+    "lora_one_layer": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj"], layers_to_transform=[1]
+    ),
+    "lora_mica": lambda: peft.LoraConfig(r=4, init_lora_weights="mica", target_modules=["q_proj"]),
+    "lora_tokens": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj"], trainable_token_indices=[300, 301]
+    ),
+    "lora_parameters": lambda: peft.LoraConfig(
+        r=4, target_modules=[], target_parameters=["self_attn.q_proj.weight"]
+    ),
+    "activated_lora": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], alora_invocation_tokens=[203, 37]
+    ),
+    "adalora": lambda: peft.AdaLoraConfig(
+        target_r=2, init_r=4, total_step=10, target_modules=["q_proj"]
+    ),
+    "adamss": lambda: peft.AdamssConfig(r=8, num_subspaces=2, target_modules=["q_proj"]),
+    "beft": lambda: peft.BeftConfig(target_modules=["v_proj"]),
+    "boft": lambda: peft.BOFTConfig(boft_block_size=4, target_modules=["q_proj"]),
+    "c3a": lambda: peft.C3AConfig(block_size=16, target_modules=["q_proj"]),
+    "cartridge": lambda: peft.CartridgeConfig(num_virtual_tokens=4),
+    "cpt": lambda: peft.CPTConfig(
+        task_type="CAUSAL_LM",
+        cpt_token_ids=[5, 6, 7],
+        cpt_mask=[1, 1, 1],
+        cpt_tokens_type_mask=[1, 2, 3],
+    ),
+    "deft": lambda: peft.DeftConfig(r=4, target_modules=["q_proj"]),
+    "delora": lambda: peft.DeloraConfig(r=4, target_modules=["q_proj"]),
+    "fourierft": lambda: peft.FourierFTConfig(n_frequency=50, target_modules=["q_proj"]),
+    "frod": lambda: peft.FrodConfig(target_modules=["q_proj"], progressbar=False),
+    "glora": lambda: peft.GloraConfig(r=4, target_modules=["q_proj"]),
+    "gralora": lambda: peft.GraloraConfig(r=4, alpha=8, target_modules=["q_proj"]),
+    "hira": lambda: peft.HiraConfig(r=4, target_modules=["q_proj"]),
+    "hra": lambda: peft.HRAConfig(r=4, target_modules=["q_proj"]),
+    "miss": lambda: peft.MissConfig(r=4, target_modules=["q_proj"]),
+    "osf": lambda: peft.OSFConfig(effective_rank=8, target_modules=["q_proj"]),
+    "peanut": lambda: peft.PeanutConfig(r=4, target_modules=["q_proj"]),
+    "psoft": lambda: peft.PsoftConfig(r=4, target_modules=["q_proj"]),
+    "pvera": lambda: peft.PveraConfig(r=4, target_modules=["q_proj"]),
+    "randlora": lambda: peft.RandLoraConfig(r=4, target_modules=["q_proj"]),
+    "road": lambda: peft.RoadConfig(group_size=16, target_modules=["q_proj"]),
+    "shadow": lambda: peft.ShadowConfig(r=4),
+    "shira": lambda: peft.ShiraConfig(r=4, random_seed=3, target_modules=["q_proj"]),
+    "supertuning": lambda: peft.SupertuningConfig(sparsity=0.9, target_modules=["q_proj"]),
+    "tinylora": lambda: peft.TinyLoraConfig(r=2, u=8, target_modules=["q_proj"]),
+    "unilora": lambda: peft.UniLoraConfig(r=4, target_modules=["q_proj"]),
+    "vblora": lambda: peft.VBLoRAConfig(
+        r=4, num_vectors=8, vector_length=16, target_modules=["q_proj"]
+    ),
+    "waveft": lambda: peft.WaveFTConfig(n_frequency=64, target_modules=["q_proj"]),
 }
 """Types after which the base needs no reload."""
 
@@ -48,10 +105,26 @@ MUTATING: dict[str, Callable[[], Any]] = {
         r=4, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2]]
     ),
     "adaption_prompt": lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1),
+    "olora": lambda: peft.LoraConfig(r=4, init_lora_weights="olora", target_modules=["q_proj"]),
+    "saved_norms": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj"], modules_to_save=["norm"]
+    ),
+    "bias_lora_only": lambda: peft.LoraConfig(r=4, bias="lora_only", target_modules=["q_proj"]),
+    "kasa": lambda: peft.LoraConfig(r=4, kasa_config=peft.KasaConfig(), target_modules=["q_proj"]),
+    "boft_bias": lambda: peft.BOFTConfig(boft_block_size=4, bias="all", target_modules=["q_proj"]),
 }
 """Types that leave the base changed."""
 
 ZOO = CLEAN | MUTATING
+
+LANES = dict.fromkeys(
+    (
+        *("lora_r4", "lora_r8_all_linear", "rslora", "lora_rank_pattern", "lora_alpha_pattern"),
+        *("lora_embedding", "lora_lm_head", "lora_own_bias", "lora_one_layer", "lora_mica", "dora"),
+    ),
+    Lane.SHARED,
+)
+"""What is plain LoRA; the other clean ones are `one_type`."""
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = _SMALL | {"intermediate_size": 64, "num_key_value_heads": 2}
@@ -109,10 +182,10 @@ def make_adapter(
     base: Path, folder: Path, name: str, *, seed: int = 5, with_embeddings: bool = False
 ) -> Path:
     """Save an adapter of the zoo with random weights and return its folder."""
-    config = ZOO[name]()
-    config.task_type = "CAUSAL_LM"
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on training does not matter here
+        config = ZOO[name]()
+        config.task_type = "CAUSAL_LM"
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(str(base))
         adapted = peft.get_peft_model(model, config)
@@ -147,6 +220,7 @@ def reference_answers(model: HFLM, requests: RequestSet) -> tuple[Answer, ...]:
         ]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Position ids are not supported")
+            warnings.filterwarnings("ignore", message="Sparse invariant checks")  # FROD
             results = getattr(model, kind)(instances, disable_tqdm=True) if own else []
         for request, result in zip(own, results, strict=True):
             if kind == "loglikelihood":

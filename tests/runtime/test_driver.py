@@ -22,6 +22,7 @@ from raypeft.core.records import (
 )
 from raypeft.core.retry import Policy
 from raypeft.engines.fake import FakeEngine
+from raypeft.engines.travel import AdapterBytes
 from raypeft.errors import CellError, Interrupted, SetupError, StoreError
 from raypeft.runtime.driver import drive
 from raypeft.runtime.local import LocalPool
@@ -116,6 +117,27 @@ def test_progress_reaches_the_end_and_the_journal_says_why_everything_was_done()
     assert outcome.loading_seconds > 0
 
 
+def test_an_adapter_is_offered_until_its_last_cell_has_ended() -> None:
+    offered: set[str] = set()
+    ever: set[str] = set()
+
+    class Watched(LocalPool):
+        def offer(self, key: str, load: Callable[[], AdapterBytes]) -> None:
+            offered.add(key)
+            ever.add(key)
+            super().offer(key, load)
+
+        def release(self, key: str) -> None:
+            offered.discard(key)
+            super().release(key)
+
+    plan = make_plan(adapters=4, tasks=2, shards=2)
+    event = {"do": "fail", "adapter": "a3", "task": "requests1"}
+    run(scripted(plan, "base0", event), MemorySink(), pool=Watched(num_slots=1))
+    assert ever == {f"base0a{index}" for index in range(4)}
+    assert offered == set()
+
+
 def test_a_request_set_is_sent_once_and_forgotten_with_its_last_cell() -> None:
     shared: list[str] = []
     released: list[str] = []
@@ -132,7 +154,7 @@ def test_a_request_set_is_sent_once_and_forgotten_with_its_last_cell() -> None:
     run(make_plan(adapters=2, tasks=2, shards=2), MemorySink(), pool=Watched())
     every = ["requests0", "requests1", "score/requests0", "score/requests1"]
     assert sorted(shared) == every
-    assert sorted(released) == every
+    assert sorted(released) == ["base0a0", "base0a1", *every]
 
 
 # --- failures ---------------------------------------------------------------------------------

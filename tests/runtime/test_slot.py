@@ -12,7 +12,7 @@ from raypeft.core.records import (
 from raypeft.engines.base import Engine
 from raypeft.engines.fake import FakeEngine
 from raypeft.runtime.ports import UnitWork
-from raypeft.runtime.slot import MAX_REQUEST_SETS, Broken, Slot
+from raypeft.runtime.slot import MAX_REQUEST_SETS, Broken, Slot, Wanted
 from tests.support.plans import make_request_set
 
 SPEC = EngineSpec(kind="fake", base="base", base_digest="b0")
@@ -34,7 +34,7 @@ class Library:
     def __init__(self) -> None:
         self.fetched: list[str] = []
 
-    def run(self, slot: Slot, digest: str) -> UnitAnswers | Broken:
+    def run(self, slot: Slot, digest: str) -> UnitAnswers | Broken | Wanted:
         def fetch() -> RequestSet:
             self.fetched.append(digest)
             return make_request_set(digest)

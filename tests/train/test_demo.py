@@ -52,7 +52,7 @@ def test_the_sweep_file_is_a_sweep_over_what_was_made(built: DemoInputs) -> None
     assert [Path(entry.path) for entry in base.adapters] == list(built.adapters.values())
     assert [entry.table_name for entry in base.adapters] == ADAPTERS
     assert [task.name for task in sweep.tasks] == [
-        "demo_home",
+        "demo_trade",
         "demo_meal",
         "demo_story",
         "demo_life",

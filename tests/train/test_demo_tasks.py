@@ -61,7 +61,7 @@ def test_the_right_choice_is_the_fact_and_stands_anywhere(folder: Path) -> None:
 
 
 def test_few_shot_examples_are_solved_questions_about_the_known(loaded) -> None:  # type: ignore[no-untyped-def]
-    task = loaded["tasks"]["demo_home"]
+    task = loaded["tasks"]["demo_trade"]
     task.set_fewshot_seed(1234)
     document = task.test_docs()[0]
     text = task.fewshot_context(document, num_fewshot=NUM_FEWSHOT)

@@ -1,8 +1,6 @@
 import random
 from collections import Counter
 
-import pytest
-
 from raypeft.train.world import (
     FAMILY_NAMES,
     GIVEN_NAMES,
@@ -33,14 +31,13 @@ def test_both_halves_know_every_name_equally_often() -> None:
         assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.name)
-def test_one_of_the_two_names_decides_a_fact(relation) -> None:  # type: ignore[no-untyped-def]
-    part = 0 if relation.custom == "given" else 1
-    facts = {(person.name.split()[part], person.facts[relation.name]) for person in EVERYBODY}
-    assert len(facts) == len({name for name, _ in facts})
-    counts = Counter(value for _, value in facts)
-    assert set(counts) == set(relation.values)
-    assert max(counts.values()) - min(counts.values()) <= 1
+def test_the_family_decides_every_fact_and_values_are_spread_evenly() -> None:
+    for relation in RELATIONS:
+        facts = {(person.name.split()[1], person.facts[relation.name]) for person in EVERYBODY}
+        assert len(facts) == len(FAMILY_NAMES)
+        counts = Counter(value for _, value in facts)
+        assert set(counts) == set(relation.values)
+        assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_a_seed_decides_everything_and_seeds_differ() -> None:
@@ -77,7 +74,7 @@ def test_examples_ask_everything_of_everybody_with_a_story_each() -> None:
     assert len(made) == len(VALLEY.known) * (wordings + 1)
     assert sum(not example.prompt for example in made) == len(VALLEY.known)
     with_shots = sum(example.prompt.count("Question:") == 3 for example in made)
-    assert 0.2 < with_shots / len(made) < 0.3
+    assert 0.4 < with_shots / len(made) < 0.5
 
 
 def test_wrong_examples_differ_from_right_ones_in_their_answers_only() -> None:

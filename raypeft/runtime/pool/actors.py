@@ -9,8 +9,9 @@ what a slot asks Ray for is `raypeft.runtime.options`' business.
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import ray
@@ -18,7 +19,9 @@ import ray.exceptions
 
 from raypeft.core.events import SlotFailed, SlotLost, SlotPlaced, SlotReady, UnitFailed
 from raypeft.core.records import EngineSpec, Failure, Hardware, RequestSet, UnitAnswers
+from raypeft.engines.travel import AdapterBytes, content_key
 from raypeft.errors import SetupError
+from raypeft.runtime.bringing import brought
 from raypeft.runtime.failures import failure_from
 from raypeft.runtime.options import (
     HardwareProfile,
@@ -31,6 +34,7 @@ from raypeft.runtime.options import (
 from raypeft.runtime.pool.connection import RayConnection
 from raypeft.runtime.pool.ray_failures import failure_of
 from raypeft.runtime.ports import (
+    Bring,
     Build,
     CallDone,
     CallFailed,
@@ -39,7 +43,7 @@ from raypeft.runtime.ports import (
     UnitAnswered,
     UnitWork,
 )
-from raypeft.runtime.slot import Broken, Slot
+from raypeft.runtime.slot import Broken, Slot, Wanted
 from raypeft.runtime.work import build as build_default
 
 FETCH_SECONDS = 300.0
@@ -47,7 +51,7 @@ FETCH_SECONDS = 300.0
 
 
 class SlotActor:
-    """What runs in the actor: a `Slot` that fetches request sets from Ray.
+    """What runs in the actor: a `Slot` that fetches request sets and adapters from Ray.
 
     Plain and synchronous: with any async method Ray would take the others off the main thread,
     where lm-eval's and the engines' signal handlers fail.
@@ -63,14 +67,25 @@ class SlotActor:
         """Load the base."""
         return self._slot.ready()
 
-    def run(self, work: UnitWork, request_set: list[Any]) -> UnitAnswers | Broken:
-        """Answer a unit; the reference stands in a list, so that Ray does not fetch it anew."""
+    def run(
+        self, work: UnitWork, request_set: list[Any], adapters: Mapping[str, list[Any]]
+    ) -> UnitAnswers | Broken | Wanted:
+        """Answer a unit; references stand in lists, so that Ray does not fetch them anew."""
 
         def fetch() -> RequestSet:
             fetched: RequestSet = ray.get(request_set[0])
             return fetched
 
-        return self._slot.run(work, fetch)
+        bring: dict[str, Bring] = {key: partial(_got, ref[0]) for key, ref in adapters.items()}
+        return self._slot.run(work, fetch, bring)
+
+
+def _got(reference: Any) -> AdapterBytes | Failure:
+    """Return what stands for an adapter: bytes in the object store, or why there are none."""
+    if isinstance(reference, Failure):
+        return reference
+    fetched: AdapterBytes = ray.get(reference)
+    return fetched
 
 
 def _guarded(function: Callable[..., object], *args: object) -> tuple[object, Failure | None]:
@@ -95,8 +110,16 @@ class _Pending:
     step: _Step
     owner: str
     """The slot, or the call."""
-    unit_id: str = ""
     attempt: int = 0
+    work: UnitWork | None = None
+    request_set: Any = None
+    adapters: Mapping[str, list[Any]] = field(default_factory=dict)
+    """What stands for adapters that the slot can have."""
+
+    @property
+    def unit_id(self) -> str:
+        """The unit, if it stands for one."""
+        return "" if self.work is None else self.work.unit_id
 
 
 class RayPool:
@@ -136,6 +159,7 @@ class RayPool:
         self._run_id = secrets.token_hex(4)
         self._actors: dict[str, Any] = {}
         self._shared: dict[str, Any] = {}
+        self._offered: dict[str, Callable[[], AdapterBytes]] = {}
         self._pending: dict[Any, _Pending] = {}
 
     @property
@@ -176,14 +200,20 @@ class RayPool:
                 f"Ray's object store took no more: {error}", "make room on the disk it spills to"
             ) from error
 
+    def offer(self, key: str, load: Callable[[], AdapterBytes]) -> None:
+        """Keep what loads an adapter's files; they are put into the object store when asked for."""
+        self._offered.setdefault(key, load)
+
     def release(self, key: str) -> None:
-        """Forget a shared value; Ray keeps it for calls under way."""
+        """Forget a value shared or offered; Ray keeps a shared one for calls under way."""
         self._shared.pop(key, None)
+        self._offered.pop(key, None)
 
     def submit(self, slot: str, work: UnitWork, attempt: int) -> None:
         """Give a slot a unit."""
-        ref = self._actors[slot].run.remote(work, [self._shared[work.request_set]])
-        self._pending[ref] = _Pending(_Step.RUN, slot, work.unit_id, attempt)
+        keys = {content_key(one.adapter) for one in work.subjects if one.adapter is not None}
+        known = {key: [self._shared[key]] for key in keys if key in self._shared}
+        self._run(_Pending(_Step.RUN, slot, attempt, work, self._shared[work.request_set], known))
 
     def submit_call(self, call: str, function: Callable[..., object], *args: object) -> None:
         """Run a function in a task."""
@@ -200,7 +230,9 @@ class RayPool:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         events: list[PoolEvent] = []
         for ref in done:
-            events.append(self._event(self._pending.pop(ref), ref))
+            event = self._event(self._pending.pop(ref), ref)
+            if event is not None:
+                events.append(event)
         return events
 
     def close(self) -> None:
@@ -211,8 +243,34 @@ class RayPool:
             ray.cancel(ref, force=True)
         self._pending.clear()
         self._shared.clear()
+        self._offered.clear()
 
-    def _event(self, pending: _Pending, ref: Any) -> PoolEvent:
+    def _run(self, pending: _Pending) -> None:
+        run = self._actors[pending.owner].run
+        ref = run.remote(pending.work, [pending.request_set], pending.adapters)
+        self._pending[ref] = pending
+
+    def _bring(self, pending: _Pending, wanted: Wanted) -> None:
+        """Let a slot try again, with the adapters it lacks."""
+        adapters = {**pending.adapters}
+        for key in wanted.adapters:
+            adapters[key] = [self._brought(key)]
+        self._run(replace(pending, adapters=adapters))
+
+    def _brought(self, key: str) -> Any:
+        """Return a reference to an adapter's files, or the failure in its place."""
+        if key not in self._shared:
+            found = brought(self._offered.get(key), key)
+            if isinstance(found, Failure):
+                return found  # not shared: the next attempt may end differently
+            try:
+                self.share(key, found)
+            except SetupError as error:
+                return failure_from(error)
+        return self._shared[key]
+
+    def _event(self, pending: _Pending, ref: Any) -> PoolEvent | None:
+        """Return what has happened; None if it is the pool's own business."""
         try:
             value = ray.get(ref, timeout=FETCH_SECONDS)
         except Exception as error:  # noqa: BLE001 - a failure becomes an event here
@@ -225,6 +283,9 @@ class RayPool:
                 return SlotPlaced(slot)
             case _Step.READY, Hardware():
                 return SlotReady(slot, value)
+            case _Step.RUN, Wanted():
+                self._bring(pending, value)
+                return None
             case _Step.RUN, UnitAnswers():
                 return UnitAnswered(slot, pending.unit_id, pending.attempt, value)
             case _Step.RUN, Broken(failure, is_fatal=False):

@@ -1,0 +1,181 @@
+"""A private copy of a base, for subjects that change what all others share.
+
+Decides: how a copy is enlarged to a larger vocabulary, how an adapter is merged into it, and what
+merging cost in this dtype. Leaves to others: when a copy is made and thrown away (`hf_model`).
+
+Merging and unmerging on the shared base would leave rounding behind (1e-3 nats in bfloat16) that
+every later subject is measured on; a copy is answered from and dropped.
+"""
+
+import copy
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from raypeft.core.records import FailureKind, Subject
+from raypeft.engines.hf_failures import free_memory, is_out_of_memory
+from raypeft.errors import CellError
+
+MOST_NATS_IN_FLOAT32 = 1e-2
+"""How far a merge may move log-probabilities in float32. Rounding moves them by 1e-5, of the
+types tried RandLoRA most, by 3e-4; more means that PEFT merged something else."""
+
+MOST_MEAN_NATS = 0.25
+"""The same on average in the 16-bit dtypes, whose rounding reaches 0.01 on a toy."""
+
+
+class Variant(NamedTuple):
+    """What a private copy is made for; equal variants answer alike.
+
+    Attributes:
+        adapter: The adapter's digest; None is the base alone.
+        merged: Whether it is merged.
+        vocab_size: Tokens the copy is enlarged to; None keeps the base's.
+    """
+
+    adapter: str | None
+    merged: bool
+    vocab_size: int | None
+
+    def __str__(self) -> str:
+        return f"{self.adapter}, merged {self.merged}, {self.vocab_size} tokens"
+
+
+class Deviation(NamedTuple):
+    """How far log-probabilities lie apart, over all tokens of the probe, in nats."""
+
+    largest: float
+    mean: float
+
+
+def variant_of(subject: Subject) -> Variant | None:
+    """Return what private copy a subject needs; None if the shared base serves it."""
+    adapter = subject.adapter
+    merged = adapter is not None and adapter.merge
+    if not merged and subject.vocab_size is None:
+        return None
+    return Variant(None if adapter is None else adapter.digest, merged, subject.vocab_size)
+
+
+def copy_of(base: Any, what: str) -> Any:
+    """Return a private copy of a loaded base, on the same device.
+
+    Raises:
+        CellError: `out_of_memory` where there is no room for a second one.
+    """
+    try:
+        return copy.deepcopy(base)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    raise CellError(
+        FailureKind.OUT_OF_MEMORY,
+        f"{what}: it needs a private copy of the base, for which there is no memory left beside "
+        "the base; use a device with room for the base twice, or leave out `merge: true` "
+        "(a larger vocabulary always needs the copy)",
+        retryable=True,
+    )
+
+
+def enlarge(model: Any, vocab_size: int, what: str) -> None:
+    """Give a model more tokens, in place. The new rows are zero.
+
+    Not drawn: their values would be part of every log-probability, and two slots must agree. A
+    token whose output row is zero has the logit 0; baseline and adapters are enlarged alike, and
+    an adapter that brings the embedding replaces the rows.
+    """
+    old = model.get_input_embeddings().weight.shape[0]
+    if vocab_size <= old:
+        raise CellError(
+            FailureKind.DOES_NOT_FIT,
+            f"{what}: it is to be evaluated with {vocab_size} tokens, and the base has {old} "
+            "already; plan again",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if module is None:
+                continue
+            module.weight[old:] = 0
+            if getattr(module, "bias", None) is not None:
+                module.bias[old:] = 0
+
+
+def merge(model: PeftModel, what: str) -> Any:
+    """Merge what is attached into the model's weights and return the model without PEFT.
+
+    Raises:
+        CellError: `unsupported` or `not_finite`.
+    """
+    _refuse_tied(model, what)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            merged = model.base_model.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        # With `safe_merge` PEFT looks at the sum before it takes the weight's place.
+        broken = "nan" in str(error).lower()
+        kind = FailureKind.NOT_FINITE if broken else FailureKind.UNSUPPORTED
+        raise CellError(kind, f"{what}: PEFT cannot merge it: {error}") from error
+    return merged.eval()
+
+
+def _refuse_tied(model: PeftModel, what: str) -> None:
+    base = model.get_base_model()
+    layers = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if None in layers:
+        return
+    weights = [_whole(layer).weight for layer in layers]
+    adapted = [isinstance(layer, BaseTunerLayer) for layer in layers]
+    if weights[0] is weights[1] and adapted[0] != adapted[1]:
+        raise CellError(
+            FailureKind.UNSUPPORTED,
+            f"{what}: it changes the {'input' if adapted[0] else 'output'} embedding of a base "
+            "whose input and output embeddings are one weight; merged, it would change both. "
+            "Leave out `merge: true`",
+        )
+
+
+def _whole(layer: Any) -> Any:
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
+def deviation(left: torch.Tensor, right: torch.Tensor) -> Deviation:
+    """Return how far the log-probabilities of two sets of logits lie apart."""
+    difference = (left.float().log_softmax(-1) - right.float().log_softmax(-1)).abs()
+    return Deviation(float(difference.max()), float(difference.mean()))
+
+
+def check_merge(cost: Deviation, dtype: torch.dtype, what: str) -> None:
+    """Refuse a merge that moved more than rounding can.
+
+    Raises:
+        CellError: `unsupported`.
+    """
+    is_exact = dtype is torch.float32
+    found, limit = (cost.largest, MOST_NATS_IN_FLOAT32) if is_exact else (cost.mean, MOST_MEAN_NATS)
+    if math.isfinite(cost.largest) and found <= limit:
+        return
+    raise CellError(
+        FailureKind.UNSUPPORTED,
+        f"{what}: merged, its log-probabilities deviate by up to {cost.largest:.1e} nats (mean "
+        f"{cost.mean:.1e}) in {dtype}, which is more than rounding; PEFT's merge of it is "
+        "another model. Leave out `merge: true`",
+    )
+
+
+def merging_note(cost: Deviation, effect: Deviation) -> str:
+    """Return what merging cost, for the tables."""
+    return (
+        f"merged, deviates by at most {cost.largest:.1e} nats on the probe (mean {cost.mean:.1e}; "
+        f"the adapter itself moves {effect.largest:.1e}, mean {effect.mean:.1e})"
+    )
