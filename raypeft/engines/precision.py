@@ -5,7 +5,8 @@ a difference to the evaluation is told. Leaves to others: what is done about it 
 adapter may be evaluated in any precision; but then its gain is not that of the training's).
 
 PEFT writes nothing into `adapter_config.json`; the README (its model card) of older releases has a
-line for each setting of bitsandbytes, that of release 0.21 has not. Other trainers leave `training_args.json`, or name the quantised base.
+line for each setting of bitsandbytes, that of release 0.21 has none. Other trainers leave
+`training_args.json`, or name the quantised base.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""raypeft's numbers against a fresh lm-eval, run in the test: bit for bit at the same batch size.
+"""raypeft's numbers against a fresh lm-eval, run in the test.
+
+Bit for bit at the same batch size with lm-eval's own batches (`sharing: false`); with contexts
+shared, as by default, log-likelihoods within 1e-4 nats and everything that is counted the same.
 
 The reference gets the adapter as raypeft does, onto the base's own vocabulary: lm-eval's `peft=`
 resizes the embedding, which is a different base (see ARCHITECTURE.md).
@@ -60,13 +63,14 @@ def _run(lab: Lab, folder: Path, tasks: list[str], batch_size: int = 4, **more: 
 
     adapters = [str(path) for path in lab.adapters.values()]
     evaluation = {"bootstrap_iters": 100, **more.pop("evaluation", {})}
+    engine = {"kind": "hf", "batch_size": batch_size, "sharing": False, **more.pop("engine", {})}
     sweep = make_sweep(
         {
             "output": str(folder / "run"),
             "bases": [{"path": str(lab.base), "adapters": adapters}],
             "tasks": tasks,
             "include_path": [str(lab.tasks.folder)],
-            "engine": {"kind": "hf", "batch_size": batch_size},
+            "engine": engine,
             "evaluation": evaluation,
             **more,
         }
@@ -81,6 +85,38 @@ def _run(lab: Lab, folder: Path, tasks: list[str], batch_size: int = 4, **more: 
 def test_every_number_of_a_task_is_lm_evals(lab: Lab, ours: Sweep, subject: str, task: str) -> None:
     theirs = reference(lab, subject, [task], batch_size=4)
     _check_task(ours, subject, task, theirs)
+
+
+@pytest.fixture(scope="module")
+def shared(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    folder = tmp_path_factory.mktemp("shared")
+    return _run(lab, folder, [*TASKS, "tiny_nested"], engine={"sharing": True})
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("task", TASKS)
+def test_with_shared_contexts_a_task_is_lm_evals_within_rounding(
+    lab: Lab, shared: Sweep, subject: str, task: str
+) -> None:
+    theirs = reference(lab, subject, [task], batch_size=4)
+    _check_prompts(shared, task, theirs["samples"][task])
+    ours, expected = _results(shared, subject, task), dict(_numbers(theirs["results"][task]))
+    assert ours.keys() == expected.keys()
+    for key, value in expected.items():
+        assert ours[key] == (_near(value) if isinstance(value, float) else value), key
+    keyed = {(r["doc_id"], r["filter"]): r for r in _samples(shared, subject, task)}
+    for sample in theirs["samples"][task]:
+        row = keyed[sample["doc_id"], sample["filter"]]
+        pairs = zip(_flat(load_json(row["responses"])), _flat(_plain(sample["resps"])), strict=True)
+        assert all(a == (_near(b) if isinstance(b, float) else b) for a, b in pairs)
+
+
+def test_with_shared_contexts_groups_are_lm_evals(lab: Lab, shared: Sweep) -> None:
+    for subject in SUBJECTS:
+        theirs = reference(lab, subject, ["tiny_nested"], batch_size=4)
+        for name in ("tiny_nested", "tiny_group"):
+            expected = dict(_numbers(theirs["results"][name]))
+            assert _results(shared, subject, name, is_group=True) == expected
 
 
 def test_groups_are_lm_evals(lab: Lab, tmp_path: Path) -> None:
@@ -206,6 +242,19 @@ def _samples(sweep: Sweep, subject: str, task: str) -> list[dict[str, Any]]:
     table = api.open(sweep.output).samples_of(_subject(subject), task)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def _near(value: float) -> Any:
+    # Perplexities are exponentials: 1e-4 nats are as much relative to them.
+    return pytest.approx(value, abs=1e-4, rel=1e-3)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
 
 
 def _plain(value: Any) -> Any:

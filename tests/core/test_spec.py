@@ -341,7 +341,7 @@ def test_the_schema_takes_good_sweeps(values: dict[str, Any]) -> None:
         {"bases": [""]},
         {"bases": [{"name": "no path"}]},
         {"bases": [{"path": "x", "dtype": "fp8"}]},
-        {"bases": [{"path": "x", "adapters": [{"path": "y", "tokenizer": "own"}]}]},
+        {"bases": [{"path": "x", "adapters": [{"path": "y", "nickname": "own"}]}]},
         {"tasks": "mmlu"},
         {"tasks": [{"name": "t", "limit": "half"}]},
         {"evaluation": {"limit": 1.5}},

@@ -23,8 +23,8 @@ def problem(**values: Any) -> str:
 
 def test_an_unknown_key_is_reported_with_the_nearest_known_one() -> None:
     assert problem(engine={"batch_sze": 4}) == (
-        "engine.batch_sze: unknown key, known here are kind, batch_size, softmax_dtype, options; "
-        "did you mean `batch_size`?"
+        "engine.batch_sze: unknown key, known here are kind, batch_size, sharing, batch_tokens, "
+        "softmax_dtype, options; did you mean `batch_size`?"
     )
 
 
@@ -35,9 +35,9 @@ def test_an_unknown_key_that_is_known_elsewhere_is_sent_there() -> None:
 
 
 def test_an_unknown_key_deep_in_a_list_has_its_whole_place() -> None:
-    adapters = ["a", {"path": "b", "tokenizer": "own"}]
+    adapters = ["a", {"path": "b", "nickname": "own"}]
     found = problem(bases=["x", {"path": "y", "adapters": adapters}])
-    assert found.startswith("bases[1].adapters[1].tokenizer: unknown key, known here are path,")
+    assert found.startswith("bases[1].adapters[1].nickname: unknown key, known here are path,")
 
 
 @pytest.mark.parametrize(

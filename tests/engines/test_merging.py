@@ -128,6 +128,7 @@ def test_merged_subjects_need_the_bases_files_no_more(
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_one_side_of_tied_embeddings_is_not_merged(tmp_path: Path, target: str) -> None:
     base = tiny_llama(tmp_path / "base", tie_word_embeddings=True)

@@ -15,7 +15,7 @@ from tests.engines.samples import mixed_calls, request_set
 from tests.engines.zoo import reference, reference_answers
 
 PREFIX = "base_model.model."
-BASE = {
+BASE: dict[str, tuple[int, ...]] = {
     "model.embed_tokens.weight": (10, 4),
     "lm_head.weight": (10, 4),
     "model.layers.0.mlp.up_proj.weight": (10, 4),
