@@ -318,9 +318,9 @@ def _tasks(job: FreezeJob, frozen: Frozen, python: str) -> list[FrozenTask]:
 
 
 def _task(job: FreezeJob, request_set: RequestSet, python: str) -> FrozenTask:
-    # Where files lie decides no score; that data are the same is told by the documents' hashes.
-    paths = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
-    config = {key: value for key, value in request_set.config.items() if key not in paths}
+    # Names and where files lie decide no score; that data are the same, the documents' hashes tell.
+    names = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata", "task_alias", "tag")
+    config = {key: value for key, value in request_set.config.items() if key not in names}
     decides = [config, request_set.version, python]
     return FrozenTask(
         entry=job.entry,
