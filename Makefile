@@ -19,6 +19,9 @@ export HF_HOME := $(CURDIR)/$(BUILD)/hf
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
+# The tests' models are tiny: threads that wait for each other take ten times as long as one.
+test fast test-marked: export OMP_NUM_THREADS := 1
+
 # These need hardware or an engine that `.[dev]` does not bring; run them with `make test-marked M=gpu`.
 ELSEWHERE := not gpu and not vllm
 

@@ -32,9 +32,11 @@ from raypeft.engines.hf_shared import (
     RowLimit,
     Shared,
     choose_batch_tokens,
+    longest_text,
     run_packed,
     why_not_shared,
 )
+from raypeft.engines.packing import Packing
 from raypeft.errors import CellError, EngineFatalError
 
 
@@ -55,11 +57,12 @@ class HFEngine(HFModel):
         self._is_closed = False
         self._limit = RowLimit()
         self._checked: dict[str | None, str] = {}
-        batch_tokens = spec.batch_tokens or choose_batch_tokens(self._base, self._device)
+        packing = Packing(
+            max_length=longest_text(self._base, self.max_length),
+            batch_tokens=spec.batch_tokens or choose_batch_tokens(self._base, self._device),
+        )
         self._sets = EncodedSets(
-            self,
-            batch_size=spec.batch_size,
-            batch_tokens=None if self._why_plain() else batch_tokens,
+            self, batch_size=spec.batch_size, packing=None if self._why_plain() else packing
         )
 
     def answer(self, shard: Shard, subjects: Sequence[Subject]) -> list[SubjectAnswers]:
@@ -149,7 +152,7 @@ class HFEngine(HFModel):
         why = self._why_plain()
         is_plain = encoded.packed is None or bool(why)
         if encoded.packed is not None and encoded.packed.left_out and not why:
-            why = "plain for requests longer than the model"
+            why = "plain for requests longer than the model or its checked window"
         head = "plain" if is_plain else "shared context"
         head += "" if self.lane is None else f", lane {self.lane}"
         notes = "; ".join(note for note in (why, self.merging_note) if note)

@@ -24,7 +24,7 @@ from raypeft.engines.hf_batches import (
     pair_batches,
     to_array,
 )
-from raypeft.engines.packing import Packed, pack
+from raypeft.engines.packing import Packed, Packing, pack
 from raypeft.errors import CellError
 
 MOST_KEPT_TOKENS = 64_000_000
@@ -78,7 +78,7 @@ class EncodedSets:
     Args:
         encoder: The model whose tokenizer encodes.
         batch_size: Rows per forward pass where nothing is shared.
-        batch_tokens: Tokens per forward pass of packed rows; None packs none.
+        packing: How much packed rows may hold; None packs none.
         most_tokens: How many tokens to keep; one request set is kept in any case.
     """
 
@@ -87,12 +87,12 @@ class EncodedSets:
         encoder: Encoder,
         *,
         batch_size: int,
-        batch_tokens: int | None = None,
+        packing: Packing | None = None,
         most_tokens: int = MOST_KEPT_TOKENS,
     ) -> None:
         self._encoder = encoder
         self._batch_size = batch_size
-        self._batch_tokens = batch_tokens
+        self._packing = packing
         self._most_tokens = most_tokens
         self._kept: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
 
@@ -105,9 +105,7 @@ class EncodedSets:
         """
         digest = (request_set.digest, tokenizer)
         if digest not in self._kept:
-            self._kept[digest] = encode(
-                self._encoder, request_set, self._batch_size, self._batch_tokens
-            )
+            self._kept[digest] = encode(self._encoder, request_set, self._batch_size, self._packing)
         self._kept.move_to_end(digest)
         while len(self._kept) > 1 and self._num_tokens() > self._most_tokens:
             self._kept.popitem(last=False)
@@ -118,9 +116,9 @@ class EncodedSets:
 
 
 def encode(
-    encoder: Encoder, request_set: RequestSet, batch_size: int, batch_tokens: int | None = None
+    encoder: Encoder, request_set: RequestSet, batch_size: int, packing: Packing | None = None
 ) -> Encoded:
-    """Encode a request set and form its batches, packed ones only for a number of tokens.
+    """Encode a request set and form its batches; packed ones where a packing is given.
 
     Raises:
         CellError: `task_failed` if a request cannot be put to this model at all.
@@ -137,8 +135,8 @@ def encode(
     by_context = encoder.backend == "causal"
     packed: Packed | None = None
     left_out: tuple[Batch, ...] = ()
-    if batch_tokens is not None:
-        packed = pack(compact, max_length=encoder.max_length, batch_tokens=batch_tokens)
+    if packing is not None:
+        packed = pack(compact, **packing._asdict())
         rest = [pairs[at] for at in packed.left_out]
         left_out = tuple(
             tuple(packed.left_out[at] for at in batch)

@@ -35,6 +35,12 @@ arithmetic differ by about 2e-6; a wrong mask or position is off by tenths and m
 
 CPU_BATCH_TOKENS = 2048
 
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+"""Rotary positions whose frequencies follow from the longest row of a batch."""
+
+CHECKED_WINDOW = 512
+"""Attention windows up to this many tokens are reached past by the self-check."""
+
 _CHECK_SEED = 5
 _CHECK_TRUNK = 24
 _CHECK_PREFIX = 40
@@ -255,6 +261,23 @@ def _windows(config: Any) -> dict[str, int | None]:
     return {"sliding_attention": window} if window is not None else {"full_attention": None}
 
 
+def longest_text(model: Any, max_length: int) -> int:
+    """Return how long a text in packed rows may be, in tokens.
+
+    The self-check reaches past short attention windows only: texts that reach past a longer one
+    take the plain path, since nothing has shown that its edge is where the mask puts it.
+    """
+    windows = _windows(model.config.get_text_config()).values()
+    return min([max_length, *(w for w in windows if w is not None and w > CHECKED_WINDOW)])
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Return the kinds of rotary positions, which may differ between kinds of layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return {str(part.get("rope_type", "default")) for part in (parameters, *nested)}
+
+
 def _takes_mapping(config: Any) -> bool:
     """Whether the model picks a mask for each layer by the layer's kind."""
     return bool(getattr(config, "layer_types", None))
@@ -303,6 +326,8 @@ def why_not_shared(shared: Shared, plain: Any, *, max_length: int) -> str:
         return f"attention {implementation} takes no mask of its own"
     if shared.model.get_output_embeddings() is None:
         return "the model has no output embedding to read at"
+    if rope := _rope_types(config) & LENGTH_DEPENDENT_ROPE:
+        return f"positions of type {', '.join(sorted(rope))} depend on the length of the row"
     unknown = set(_windows(config)) - {"full_attention", "sliding_attention"}
     if unknown:
         return f"layers of kind {', '.join(sorted(unknown))}"
@@ -360,7 +385,7 @@ def _plain_sum(shared: Shared, plain: Any, pair: Pair) -> float:
 def _made_up(config: Any, max_length: int) -> list[Pair]:
     """Return requests that show a wrong mask, position or window."""
     window = min((w for w in _windows(config).values() if w is not None), default=0)
-    trunk = max(_CHECK_TRUNK, min(window, 512) + 8)
+    trunk = max(_CHECK_TRUNK, min(window, CHECKED_WINDOW) + 8)
     if _CHECK_PREFIX + trunk + 8 > max_length:
         trunk = max_length - _CHECK_PREFIX - 8
     if trunk < 4:

@@ -65,6 +65,18 @@ class Row:
     reads: tuple[Read, ...]
 
 
+class Packing(NamedTuple):
+    """How much packed rows may hold; see `pack`.
+
+    Attributes:
+        max_length: Longest text in tokens.
+        batch_tokens: Most tokens of a batch.
+    """
+
+    max_length: int
+    batch_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """All rows of a request set's log-likelihood requests, in the order they are run.
@@ -98,7 +110,7 @@ def pack(pairs: Sequence[Pair], *, max_length: int, batch_tokens: int) -> Packed
 
     Args:
         pairs: (context, continuation) of every request, as tokens; none of them empty.
-        max_length: Longest text the model takes; requests beyond it are left out.
+        max_length: Longest text that may share a row; requests beyond it are left out.
         batch_tokens: Most tokens of a batch, padding counted; a longer row is a batch of its own.
     """
     fitting = [at for at, pair in enumerate(pairs) if _length(pair) <= max_length]

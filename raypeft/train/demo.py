@@ -6,6 +6,7 @@ every wording, about people other than those they are evaluated on. How to train
 `raypeft.train.base` and `raypeft.train.fine_tune`, how to evaluate in the rest of raypeft.
 """
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from raypeft.core.records import Json
 from raypeft.core.yaml_text import write_yaml
 from raypeft.train.artifact import content_of, is_intact, making
-from raypeft.train.demo_tasks import TASKS, write_tasks
+from raypeft.train.demo_tasks import TASKS, task_files
 from raypeft.train.recipes import (
     AdapterRecipe,
     BaseRecipe,
@@ -23,6 +24,7 @@ from raypeft.train.recipes import (
     TrainerSettings,
     adapter_seal,
     base_seal,
+    texts_digest,
 )
 from raypeft.train.world import Valley, examples, make_valley, stories
 
@@ -32,6 +34,8 @@ WRONG_LABELS = "wrong-labels"
 MISFIT = "misfit"
 MISFIT_OF = "lora-r4"
 """The adapter whose tensors the misfit holds under foreign names."""
+FOREIGN_NAMES = (".model.layers.", ".transformer.h.")
+"""What Llama calls its layers, and what models of GPT's family call theirs."""
 
 _LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # One thread: the matrices are too small to share, and where other processes want the cores too,
@@ -221,7 +225,7 @@ class _Builder:
         """Copy an adapter and give its tensors the names they would have in another model."""
         source = self.inputs.adapters[MISFIT_OF]
         folder = self.inputs.adapters[MISFIT]
-        recipe = {"kind": "misfit", "source": content_of(source)}
+        recipe = {"kind": "misfit", "source": content_of(source), "names": FOREIGN_NAMES}
         if is_intact(folder, recipe):
             return
         from safetensors.numpy import load_file, save_file
@@ -229,29 +233,26 @@ class _Builder:
         with making(folder, recipe) as partial:
             shutil.copy(source / "adapter_config.json", partial)
             tensors = load_file(source / "adapter_model.safetensors")
-            renamed = {foreign_name(name): tensor for name, tensor in tensors.items()}
+            renamed = {name.replace(*FOREIGN_NAMES): value for name, value in tensors.items()}
             save_file(renamed, partial / "adapter_model.safetensors", {"format": "pt"})
 
     def make_tasks(self) -> None:
         """Write the tasks."""
         folder = self.inputs.tasks
         count = self.settings.num_documents
-        recipe = {
-            "kind": "tasks",
-            "seed": self.seed,
-            "num_documents": count,
-            "location": str(folder),
-        }
+        files = task_files(
+            folder,
+            documents=self.valley.strangers[:count],
+            fewshot=self.valley.known[: max(8, count // 4)],
+            seed=self.seed,
+        )
+        # They take no time to think up: their whole text is the recipe.
+        recipe = {"kind": "tasks", "digest": texts_digest(map(json.dumps, files.items()))}
         if is_intact(folder, recipe):
             return
         with making(folder, recipe) as partial:
-            write_tasks(
-                partial,
-                folder,
-                documents=self.valley.strangers[:count],
-                fewshot=self.valley.known[: max(8, count // 4)],
-                seed=self.seed,
-            )
+            for name, text in files.items():
+                (partial / name).write_text(text, encoding="utf-8")
 
     def make_sweep(self) -> None:
         """Write the sweep file, unless one for this place is there: edits to it are kept."""
@@ -268,11 +269,6 @@ class _Builder:
         if report is None:
             return None
         return lambda step, loss: report(Progress(part, step, trainer.steps, loss))
-
-
-def foreign_name(tensor: str) -> str:
-    """Return the name that a tensor of a Llama layer would have in a model of GPT's family."""
-    return tensor.replace(".model.layers.", ".transformer.h.")
 
 
 def sweep_text(inputs: DemoInputs) -> str:

@@ -30,68 +30,62 @@ NUM_CHOICES = 4
 NUM_FEWSHOT = 2
 
 
-def write_tasks(
-    folder: Path,
-    location: Path,
-    *,
-    documents: Sequence[Person],
-    fewshot: Sequence[Person],
-    seed: int,
-) -> None:
-    """Write all tasks into a folder.
+def task_files(
+    location: Path, *, documents: Sequence[Person], fewshot: Sequence[Person], seed: int
+) -> dict[str, str]:
+    """Return the text of every file of the tasks, by its name.
 
     Args:
-        folder: Where to write.
-        location: Where the folder will stand when lm-eval reads it, in full: `data_files` are
-            not looked for beside the YAML file.
+        location: The folder where the files will stand, in full: `data_files` are not looked for
+            beside the YAML file.
         documents: One document of each task is about each of them.
         fewshot: Whom the few-shot examples are about.
         seed: Decides wordings and choices.
     """
-    writer = _Writer(folder, location)
+    files = _Files(location)
     rng = random.Random(f"tasks-{seed}")
-    writer.write(
+    files.add_task(
         {**_multiple_choice(TRADE), "fewshot_split": "train", "num_fewshot": NUM_FEWSHOT},
         test=[_choice_document(person, TRADE, rng) for person in documents],
         train=[_choice_document(person, TRADE, rng) for person in fewshot],
     )
-    writer.write(_generation(), test=[_answer_document(person, rng) for person in documents])
-    writer.write(_perplexity(), test=[{"text": story(person, rng)} for person in documents])
+    files.add_task(_generation(), test=[_answer_document(person, rng) for person in documents])
+    files.add_task(_perplexity(), test=[{"text": story(person, rng)} for person in documents])
     members = (HOME, PET, DRESS)
     for relation in members:
-        writer.write(
+        files.add_task(
             {**_multiple_choice(relation), "num_fewshot": 0},
             test=[_choice_document(person, relation, rng) for person in documents],
         )
-    writer.write_yaml("demo_life", _group("demo_life", members))
+    files.add_yaml("demo_life", _group("demo_life", members))
+    return files.texts
 
 
-class _Writer:
-    """Writes one task at a time: its data beside its YAML."""
+class _Files:
+    """Collects one task at a time: its data beside its YAML."""
 
-    def __init__(self, folder: Path, location: Path) -> None:
-        self.folder = folder
+    def __init__(self, location: Path) -> None:
         self.location = location
+        self.texts: dict[str, str] = {}
 
-    def write(self, task: Mapping[str, Json], **splits: Iterable[Json]) -> None:
-        """Write a task and the documents of its splits."""
+    def add_task(self, task: Mapping[str, Json], **splits: Iterable[Json]) -> None:
+        """Add a task and the documents of its splits."""
         name = task["task"]
         data_files = {}
         for split, documents in splits.items():
             file = f"{name}_{split}.jsonl"
-            lines = (json.dumps(document) + "\n" for document in documents)
-            (self.folder / file).write_text("".join(lines), encoding="utf-8")
+            self.texts[file] = "".join(json.dumps(document) + "\n" for document in documents)
             data_files[split] = str(self.location / file)
         source = {
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": data_files},
             "test_split": "test",
         }
-        self.write_yaml(name, {**task, **source, "metadata": {"version": 1.0}})
+        self.add_yaml(name, {**task, **source, "metadata": {"version": 1.0}})
 
-    def write_yaml(self, name: str, value: Json) -> None:
-        """Write a YAML file of lm-eval."""
-        (self.folder / f"{name}.yaml").write_text(write_yaml(value), encoding="utf-8")
+    def add_yaml(self, name: str, value: Json) -> None:
+        """Add a YAML file of lm-eval."""
+        self.texts[f"{name}.yaml"] = write_yaml(value)
 
 
 def _multiple_choice(relation: Relation) -> dict[str, Json]:

@@ -132,7 +132,7 @@ def base_seal(recipe: BaseRecipe, texts: Iterable[str]) -> dict[str, Json]:
     return {
         "kind": "base",
         **asdict(recipe),
-        "texts": _lines_digest(json.dumps(text) for text in texts),
+        "texts": texts_digest(texts),
     }
 
 
@@ -143,13 +143,14 @@ def adapter_seal(
     return {
         "kind": "adapter",
         **asdict(recipe),
-        "examples": _lines_digest(json.dumps([item.prompt, item.answer]) for item in examples),
+        "examples": texts_digest(json.dumps([item.prompt, item.answer]) for item in examples),
         "base": content_of(base_path),
     }
 
 
-def _lines_digest(lines: Iterable[str]) -> str:
+def texts_digest(texts: Iterable[str]) -> str:
+    """Return a digest of texts in their order."""
     hasher = hashlib.sha256()
-    for line in lines:
-        hasher.update(line.encode("ascii") + b"\n")
+    for text in texts:
+        hasher.update(json.dumps(text).encode("ascii") + b"\n")
     return hasher.hexdigest()

@@ -135,6 +135,28 @@ def test_architectures_that_cannot_share_say_why_and_equal_lm_eval_bit_for_bit(
     assert found.answers == expected
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_positions_that_depend_on_the_length_of_a_row_are_not_shared(
+    tmp_path: Path, kind: str
+) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, **factors}
+    rope |= {"original_max_position_embeddings": 64}
+    base = make_base(tmp_path / "base", "llama", rope_parameters=rope)
+    assert kind in answered(engine_of(base), BASELINE).path
+
+
+def test_texts_that_reach_past_a_window_too_long_to_check_take_the_plain_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_shared, "CHECKED_WINDOW", 8)
+    base = make_base(tmp_path / "base", "mistral")  # its window is 16
+    found = answered(engine_of(base), BASELINE)
+    assert found.path.startswith("shared context")
+    assert "plain for requests longer" in found.path
+    assert_close(found.answers, reference_answers(reference(base, None, batch_size=4), REQUESTS))
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_every_adapter_type_agrees_with_a_fresh_load(
     engine: HFEngine, tiny_base: Path, zoo: Callable[[str], Path], name: str

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from raypeft.core.spec import parse_sweep
 from raypeft.train.artifact import file_digests
-from raypeft.train.demo import DemoInputs, DemoSettings, Progress, build_demo, foreign_name
+from raypeft.train.demo import FOREIGN_NAMES, DemoInputs, DemoSettings, Progress, build_demo
 from tests.train.conftest import small_demo
 
 pytestmark = pytest.mark.torch
@@ -101,7 +101,9 @@ def test_adapters_follow_a_base_that_changed(demo: DemoInputs) -> None:
     assert parts_made(demo.folder, changed) == ["valley", *trained]
     misfit = load_file(demo.adapters["misfit"] / WEIGHTS)
     source = load_file(demo.adapters["lora-r4"] / WEIGHTS)
-    assert all((misfit[foreign_name(name)] == tensor).all() for name, tensor in source.items())
+    assert all(
+        (misfit[name.replace(*FOREIGN_NAMES)] == tensor).all() for name, tensor in source.items()
+    )
 
 
 def test_a_removed_task_file_is_written_again(demo: DemoInputs) -> None:
@@ -109,6 +111,12 @@ def test_a_removed_task_file_is_written_again(demo: DemoInputs) -> None:
     (demo.tasks / "demo_life.yaml").unlink()
     build_demo(demo.folder, settings=small_demo())
     assert file_digests(demo.tasks) == before
+
+
+def test_tasks_that_would_read_otherwise_are_written_again(demo: DemoInputs) -> None:
+    more = replace(small_demo(), num_documents=7)
+    assert parts_made(demo.folder, more) == []
+    assert len((demo.tasks / "demo_pet_test.jsonl").read_text().splitlines()) == 7
 
 
 def test_a_changed_sweep_file_is_kept(demo: DemoInputs) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks import TaskManager
 
-from raypeft.train.demo_tasks import NUM_CHOICES, NUM_FEWSHOT, TASKS, write_tasks
+from raypeft.train.demo_tasks import NUM_CHOICES, NUM_FEWSHOT, TASKS, task_files
 from raypeft.train.world import make_valley
 
 pytestmark = pytest.mark.torch
@@ -17,7 +17,9 @@ FEWSHOT = VALLEY.known[:8]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
-    write_tasks(folder, folder, documents=DOCUMENTS, fewshot=FEWSHOT, seed=0)
+    files = task_files(folder, documents=DOCUMENTS, fewshot=FEWSHOT, seed=0)
+    for name, text in files.items():
+        (folder / name).write_text(text)
     return folder
 
 
