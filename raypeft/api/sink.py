@@ -7,6 +7,7 @@ from raypeft.api.outputs import CellRun
 from raypeft.api.planning import Planned
 from raypeft.core.plan import Cell, Unit
 from raypeft.core.records import Answer, Failure, Json, RequestSet, Scored, UnitAnswers
+from raypeft.errors import StoreError
 from raypeft.store.journal import Journal
 from raypeft.store.store import Store
 
@@ -59,7 +60,13 @@ class StoreSink:
     def load_answers(self, cell: Cell) -> Sequence[Answer]:
         """Return a cell's answers of all shards, by index."""
         num_requests = len(self.request_set(cell.request_set).requests)
-        answers, _ = self._store.get_answers(cell.key, cell.shards, num_requests=num_requests)
+        try:
+            answers, _ = self._store.get_answers(cell.key, cell.shards, num_requests=num_requests)
+        except StoreError as error:
+            # Kept, they would stand in the way of every later run.
+            self._store.discard_answers(cell.key, cell.shards)
+            remedy = "they are set aside; start the sweep again to answer them"
+            raise StoreError(error.place, error.message, remedy) from error
         return answers
 
     def scored(self, cell: Cell, scored: Scored) -> None:

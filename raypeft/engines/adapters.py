@@ -198,6 +198,10 @@ def normalised_config(config: Mapping[str, Json]) -> dict[str, Json]:
             continue
         if value is False and key in _FALSE_IS_ABSENT:
             continue
+        if key in ("rank_pattern", "alpha_pattern") and isinstance(value, dict):
+            # PEFT takes the first key that matches a module: the order counts.
+            result[key] = [[pattern, number] for pattern, number in value.items()]
+            continue
         ordered = key in _ORDER_FREE and isinstance(value, list)
         result[key] = sorted(value, key=str) if ordered else value
     return result

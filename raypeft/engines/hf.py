@@ -150,7 +150,7 @@ class HFEngine(HFModel):
     def _path(self, encoded: Encoded) -> str:
         """Return `<shared context | plain>[, lane <lane>][: <notes>]`."""
         why = self._why_plain()
-        is_plain = encoded.packed is None or bool(why)
+        is_plain = encoded.packed is None or not encoded.packed.rows or bool(why)
         if encoded.packed is not None and encoded.packed.left_out and not why:
             why = "plain for requests longer than the model or its checked window"
         head = "plain" if is_plain else "shared context"

@@ -83,11 +83,12 @@ def copy_of(base: Any, what: str) -> Any:
 
 
 def enlarge(model: Any, vocab_size: int, what: str) -> None:
-    """Give a model more tokens, in place. The new rows are zero.
+    """Give a model more tokens, in place. The new rows are the mean of the old ones.
 
-    Not drawn: their values would be part of every log-probability, and two slots must agree. A
-    token whose output row is zero has the logit 0; baseline and adapters are enlarged alike, and
-    an adapter that brings the embedding replaces the rows.
+    Not drawn: their values would be part of every log-probability, and two slots must agree. Not
+    zero: a logit of 0 takes all probability where ordinary logits are far below (GPT-2). With
+    the mean a new token is as likely as an average one, so k new ones move log-probabilities by
+    at most about log(1 + k/V). An adapter that brings the embedding replaces the rows.
     """
     old = model.get_input_embeddings().weight.shape[0]
     if vocab_size <= old:
@@ -103,9 +104,9 @@ def enlarge(model: Any, vocab_size: int, what: str) -> None:
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             if module is None:
                 continue
-            module.weight[old:] = 0
+            module.weight[old:] = module.weight[:old].float().mean(0).to(module.weight.dtype)
             if getattr(module, "bias", None) is not None:
-                module.bias[old:] = 0
+                module.bias[old:] = module.bias[:old].float().mean().to(module.bias.dtype)
 
 
 def merge(model: PeftModel, what: str) -> Any:

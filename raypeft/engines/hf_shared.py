@@ -29,9 +29,19 @@ PLAIN_ATTENTION = ("sdpa", "eager")
 MOST_LOGITS = 1 << 28
 """Logits computed at once: 1 GiB in float32, whatever the vocabulary."""
 
-TOLERANCE_NATS = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.4}
-"""How far packed and plain rows may lie apart in the self-check. In float32 the two orders of
-arithmetic differ by about 2e-6; a wrong mask or position is off by tenths and more."""
+TESTED_TYPES = frozenset(
+    {"llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma2", "gemma3_text", "gpt2", "gpt_neox"}
+    | {"phi", "opt"}
+)
+"""Model types whose packed rows are tested against lm-eval. The self-check alone is not enough:
+a type may hide an attention window or a threshold that its short texts do not reach (GPT-Neo
+passes it and is off by 0.9 nats on longer ones)."""
+
+LEAST_TOLERANCE_NATS = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+NOISE_FACTOR = 3.0
+"""Packed and plain rows may lie apart by this many times what the model's own arithmetic moves
+when a plain row is padded in a batch, and by the least tolerance in any case. In float32 the two
+differ by about 4e-6."""
 
 CPU_BATCH_TOKENS = 2048
 
@@ -321,6 +331,8 @@ def why_not_shared(shared: Shared, plain: Any, *, max_length: int) -> str:
         max_length: Longest row in tokens.
     """
     config = shared.model.config.get_text_config()
+    if config.model_type not in TESTED_TYPES:
+        return f"sharing is not tested for models of type {config.model_type}"
     implementation = getattr(config, "_attn_implementation", None)
     if implementation not in PLAIN_ATTENTION:
         return f"attention {implementation} takes no mask of its own"
@@ -341,10 +353,11 @@ def why_not_shared(shared: Shared, plain: Any, *, max_length: int) -> str:
         if is_out_of_memory(error):
             raise
         return f"the self-check failed: {type(error).__name__}: {error}"[:200]
-    worst = max(
-        abs(found[at][0] - _plain_sum(shared, plain, pair)) for at, pair in enumerate(pairs)
-    )
-    limit = TOLERANCE_NATS.get(shared.model.dtype, 1e-4)
+    expected = [_plain_sum(shared, plain, pair) for pair in pairs]
+    padded = [_plain_sum(shared, plain, pair, padding=7, copies=2) for pair in pairs]
+    noise = max(abs(a - b) for a, b in zip(expected, padded, strict=True))
+    worst = max(abs(found[at][0] - value) for at, value in enumerate(expected))
+    limit = max(LEAST_TOLERANCE_NATS.get(shared.model.dtype, 1e-4), NOISE_FACTOR * noise)
     if not worst <= limit:
         return f"packed and plain rows differ by {worst:.2g} nats in the self-check"
     return ""
@@ -374,9 +387,13 @@ def run_packed(
     return answers
 
 
-def _plain_sum(shared: Shared, plain: Any, pair: Pair) -> float:
+def _plain_sum(
+    shared: Shared, plain: Any, pair: Pair, *, padding: int = 0, copies: int = 1
+) -> float:
+    """Return a plain row's log-likelihood, alone or padded on the right beside copies of itself."""
     tokens = np.concatenate([pair.context, pair.continuation]).astype(np.int64)
-    logits = plain(torch.from_numpy(tokens[:-1]).to(shared.device).unsqueeze(0))[0]
+    row = torch.from_numpy(np.pad(tokens[:-1], (0, padding))).to(shared.device)
+    logits = plain(row.expand(copies, -1))[0, : len(tokens) - 1]
     logprobs = torch.log_softmax(logits, -1, dtype=shared.softmax_dtype)
     wanted = torch.from_numpy(pair.continuation.astype(np.int64)).to(logprobs.device)
     return float(logprobs[-len(wanted) :].gather(1, wanted.unsqueeze(1)).sum())

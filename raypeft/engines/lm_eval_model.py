@@ -56,7 +56,7 @@ class Arguments:
     dtype: str = "auto"
     device: str | None = None
     batch_size: int = 1
-    sharing: bool = True
+    sharing: bool = False
     batch_tokens: int | None = None
     softmax_dtype: str | None = None
     attn_implementation: str | None = None

@@ -124,7 +124,13 @@ def pack(pairs: Sequence[Pair], *, max_length: int, batch_tokens: int) -> Packed
     rows = [
         row
         for number, members in enumerate(groups)
-        for row in _rows(pairs, members, prefix_tokens if number in sharing else 0, batch_tokens)
+        for row in _rows(
+            pairs,
+            members,
+            prefix_tokens if number in sharing else 0,
+            # Models with a table of positions or a mask of their own size take no longer row.
+            min(batch_tokens, max_length - (prefix_tokens if number in sharing else 0)),
+        )
     ]
     rows.sort(key=lambda row: (not row.has_prefix, -len(row.tokens), row.reads[0].positions))
     return Packed(prefix, tuple(rows), tuple(_batches(rows, batch_tokens)), left_out)
@@ -172,9 +178,9 @@ def _by_context(pairs: Sequence[Pair], positions: Sequence[int]) -> list[list[in
 
 
 def _rows(
-    pairs: Sequence[Pair], members: Sequence[int], prefix_tokens: int, batch_tokens: int
+    pairs: Sequence[Pair], members: Sequence[int], prefix_tokens: int, most_tokens: int
 ) -> list[Row]:
-    """Return the rows of one context: one, unless its branches exceed a batch."""
+    """Return the rows of one context: one, unless its branches exceed what a row may hold."""
     asked: dict[tuple[int, ...], list[int]] = {}
     for at in members:
         asked.setdefault(tuple(pairs[at].continuation.tolist()), []).append(at)
@@ -183,7 +189,7 @@ def _rows(
     rows: list[Row] = []
     builder = _RowBuilder(trunk, len(context), prefix_tokens)
     for continuation, positions in asked.items():
-        if builder.reads and builder.num_tokens + len(continuation) - 1 > batch_tokens:
+        if builder.reads and builder.num_tokens + len(continuation) - 1 > most_tokens:
             rows.append(builder.build())
             builder = _RowBuilder(trunk, len(context), prefix_tokens)
         builder.add(continuation, tuple(positions))

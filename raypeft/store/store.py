@@ -261,6 +261,16 @@ class Store:
             )
         return answers, tuple(facts for _, facts in present)
 
+    def discard_answers(self, cell: str, shard_count: int) -> None:
+        """Set a cell's shards aside, so that they are answered again.
+
+        For shards that do not make a whole: cut by engines with other batches, for instance.
+        """
+        for index in range(shard_count):
+            name = _answers_name(cell, index, shard_count)
+            if self._folder.exists(name):
+                self._set_aside(name, "its shards do not make a whole")
+
     def shard_facts(self, cell: str, shard_count: int) -> tuple[ShardFacts, ...]:
         """Return what is known about the runs that answered a cell, one for each shard.
 

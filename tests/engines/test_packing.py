@@ -145,6 +145,12 @@ def test_shots_that_differ_between_documents_give_no_prefix() -> None:
     assert common_prefix(contexts) == (0, ())
 
 
+def test_a_row_is_no_longer_than_the_model_though_its_texts_are_short() -> None:
+    pairs = make_pairs(range(10), *([at] * 8 for at in range(9)))
+    packed = pack(pairs, max_length=20, batch_tokens=1000)
+    assert all(len(row.tokens) <= 20 for row in packed.rows)
+
+
 def test_choices_that_exceed_a_batch_are_spread_over_rows() -> None:
     pairs = make_pairs([1, 2, 3], *([9, at, at + 1, at + 2] for at in range(20)))
     packed = pack(pairs, max_length=100, batch_tokens=16)

@@ -150,6 +150,12 @@ MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "phi": _SMALL | {"intermediate_size": 64},
     "opt": _SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+    },
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
     "bloom": _BLOOM,
     "falcon": _SMALL | {"alibi": True},
