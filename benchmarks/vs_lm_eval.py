@@ -32,7 +32,7 @@ from raypeft.store.output import open_output
 from raypeft.train.demo import BASE, DemoInputs, DemoSettings, build_demo
 from raypeft.train.recipes import AdapterRecipe, TrainerSettings
 
-TASKS = ("demo_home", "demo_meal", "demo_story")
+TASKS = ("demo_trade", "demo_meal", "demo_story")
 NUM_ADAPTERS = 8
 BATCH_SIZE = 16
 SLOTS = 2
@@ -226,7 +226,7 @@ def report(timings: dict[str, Timing], stages: list[tuple[str, float]], command:
         f"{os.cpu_count()} cores, no GPU, Python {platform.python_version()}; "
         + ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "",
-        f"Command: `{command}`. Batch size {BATCH_SIZE}, {SLOTS} slots, float32, 200 documents a "
+        f"Command: `{command}`. Batch size {BATCH_SIZE}, {SLOTS} slots, float32, 160 documents a "
         "task; wall seconds of whole processes, one run each.",
         "",
         "| way | wall s | against raypeft | largest relative difference of a metric |",

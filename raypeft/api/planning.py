@@ -4,7 +4,7 @@ Decides which cells there are, what they are stored under and into how many shar
 What runs when is `raypeft.core.schedule`'s business.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from raypeft.api.freezing import FrozenSweep, FrozenTask
@@ -65,6 +65,7 @@ def make_plan(
     *,
     answered: Answered,
     scored: Collection[str],
+    failed: Callable[[str], Failure | None] = lambda cell: None,
     device: str = "cpu",
 ) -> Planned:
     """Return the plan of a sweep.
@@ -74,6 +75,7 @@ def make_plan(
         frozen: Its request sets.
         answered: What the store holds of answers.
         scored: Score keys the store holds results of.
+        failed: Returns why a cell of this key failed before, if that lasts.
         device: `cpu` or `cuda`, what the slots have.
     """
     engines = {name: resolved.engine(name, device) for name in resolved.bases}
@@ -82,12 +84,16 @@ def make_plan(
     for subject in resolved.subjects.values():
         for task in frozen.tasks(subject.id, subject.base):
             failure = resolved.failures.get(subject.id) or task.failure
-            if failure is not None:
+            cell = None if failure else _cell(subject, task, engines[subject.base])
+            if cell is not None and cell.score_key not in scored:
+                failure = failed(cell.key)
+            if cell is None or failure is not None:
+                assert failure is not None
                 lost.append(
                     LostCell(subject=subject.id, entry=task.entry, task=task.name, failure=failure)
                 )
             else:
-                cells.append(_cell(subject, task, engines[subject.base]))
+                cells.append(cell)
     cells = _with_shards(cells, resolved, answered)
     # The same adapter under two names is answered once: the first one's cell stands for both.
     unique = {cell.key: cell for cell in reversed(cells)}

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from raypeft.api.freezing import FrozenSweep, freeze_sweep
+from raypeft.api.lasting import remembered_failure
 from raypeft.api.leasing import leased
 from raypeft.api.memo import FileDigests
 from raypeft.api.outputs import CellRun, write_outputs
@@ -220,7 +222,12 @@ def plan_with_pool(
         if failure is not None:
             listener.say(f"a task cannot be evaluated: {failure.kind}: {failure.message}")
     return make_plan(
-        resolved, frozen, answered=store.answered(), scored=store.scored(), device=source.device
+        resolved,
+        frozen,
+        answered=store.answered(),
+        scored=store.scored(),
+        failed=partial(remembered_failure, store),
+        device=source.device,
     )
 
 

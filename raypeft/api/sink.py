@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 
+from raypeft.api.lasting import remember_failure
 from raypeft.api.outputs import CellRun
 from raypeft.api.planning import Planned
 from raypeft.core.plan import Cell, Unit
@@ -74,9 +75,10 @@ class StoreSink:
         self._store.put_scored(cell.score_key, scored)
 
     def gave_up(self, cell: str, failure: Failure, attempts: int) -> None:
-        """Keep why a cell has no results; the journal has it too, the next run tries again."""
+        """Keep why a cell has no results; the next run tries again unless the reason lasts."""
         self._attempts.setdefault(cell, {})["given up"] = attempts
         self._failures[cell] = failure
+        remember_failure(self._store, cell, failure)
 
     def note(self, line: dict[str, Json]) -> None:
         """Append a line to the journal."""

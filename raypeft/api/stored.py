@@ -1,6 +1,9 @@
 """A sweep as it was run, planned again from what its output and its store hold."""
 
+from functools import partial
+
 from raypeft.api.freezing import freeze_sweep
+from raypeft.api.lasting import remembered_failure
 from raypeft.api.memo import FileDigests
 from raypeft.api.planning import Planned, make_plan
 from raypeft.api.sweeps import resolve
@@ -28,5 +31,11 @@ def read_planned(output: str) -> tuple[Planned, Store]:
     store = Store(sweep.store)
     resolved = resolve(sweep, FileDigests(store))
     frozen = freeze_sweep(resolved, store, pool=None)
-    planned = make_plan(resolved, frozen, answered=store.answered(), scored=store.scored())
+    planned = make_plan(
+        resolved,
+        frozen,
+        answered=store.answered(),
+        scored=store.scored(),
+        failed=partial(remembered_failure, store),
+    )
     return planned, store

@@ -327,3 +327,19 @@ def test_a_second_run_on_one_output_is_refused_while_the_first_one_lives(
     (Path(sweep.output) / "lease.json").write_text(json.dumps(gone))
     assert api.run(sweep, pool="local").num_done == 3
     assert not (Path(sweep.output) / "lease.json").exists()
+
+
+def test_a_failure_that_lasts_is_not_tried_again(make_lab_sweep: MakeSweep) -> None:
+    fail = {"do": "fail", "adapter": "small", "kind": "does_not_fit", "message": "too wide"}
+    engine = {"kind": "fake", "options": {"script": {"events": [fail]}}}
+    sweep = make_lab_sweep(engine=engine, tasks=["tiny_letters"])
+    first = api.run(sweep, pool="local")
+    assert api.plan(sweep).plan.units == ()
+    second = api.run(sweep, pool="local")
+    assert second.failed == first.failed != {}
+    assert (second.num_done, second.num_reused) == (2, 2)
+    rows = {row["subject"]: row for row in api.open(sweep.output).cells.to_pylist()}
+    assert (rows["base/small"]["reason"], rows["base/small"]["message"]) == (
+        "does_not_fit",
+        "too wide",
+    )
