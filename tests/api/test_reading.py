@@ -78,3 +78,15 @@ def test_export_and_compare_name_the_subjects_there_are(
         api.compare(sweep.output, "base", "base/smal")
     with pytest.raises(SpecError, match="base/small"):
         api.export(sweep.output, tmp_path / "out", subjects=["base/smal"])
+
+
+def test_a_sweeps_tables_are_opened_from_the_package(make_lab_sweep: MakeSweep) -> None:
+    import raypeft
+
+    sweep = make_lab_sweep(engine=FAKE, tasks=["tiny_letters"])
+    api.run(sweep, pool="local")
+    tables = raypeft.open(sweep.output)
+    assert tables.results.num_rows == 3
+    assert tables.gains.num_rows == 2
+    with pytest.raises(AttributeError, match="opne"):
+        _ = raypeft.opne
