@@ -82,7 +82,7 @@ def test_without_sharing_every_number_is_lm_evals_bit_for_bit(
 def test_with_sharing_log_likelihoods_differ_by_rounding_only(
     lab: Lab, theirs: dict[str, Any], name: str
 ) -> None:
-    ours = evaluated(lab, NAME, **subject(lab, name))
+    ours = evaluated(lab, NAME, sharing=True, **subject(lab, name))
     for task in TASKS:
         found, expected = flat(responses(ours, task)), flat(responses(theirs[name], task))
         assert len(found) == len(expected)
@@ -149,7 +149,7 @@ def test_several_processes_are_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch
 def test_arguments_are_those_of_hf_where_they_mean_the_same() -> None:
     read = read_arguments({"pretrained": "b", "peft": "a", "batch_size": "16", "device": None})
     assert (read.adapter, read.batch_size) == ("a", 16)
-    assert (read.softmax_dtype, read.sharing) == (None, True)
+    assert (read.softmax_dtype, read.sharing) == (None, False)
     assert read_arguments({"pretrained": "b", "peft": "a", "adapter": "a"}).adapter == "a"
 
 
