@@ -257,7 +257,7 @@ def test_an_adapter_without_effect_is_a_failure_and_no_gain_of_zero(
     failure = failure_of(engine, subject_of(folder))
 
     assert failure.kind is FailureKind.NO_EFFECT
-    assert "bit for bit" in failure.message
+    assert "within rounding" in failure.message
 
 
 def test_an_adapter_whose_answers_overflow_is_not_finite(

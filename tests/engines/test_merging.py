@@ -84,7 +84,8 @@ def test_what_its_config_allows_is_merged_and_leaves_the_base_as_it_was(
     found = answer(engine, merged)
 
     assert found.failure is None, found.failure
-    assert found.answers != before
+    # The two tokens that this one trains stand in no request here; the probe has them.
+    assert (found.answers != before) == (name != "trainable_tokens")
     assert "merged, deviates by at most" in found.path
     assert answer(engine, BASELINE).answers == before
 
