@@ -309,7 +309,11 @@ def main() -> None:
         folder = make_adapter(base, Path(work) / "lora")
         facts = read_base(str(base))
         spec = EngineSpec(
-            kind="hf", base=facts.path, base_digest=facts.digest, batch_size=BATCH_SIZE
+            kind="hf",
+            base=facts.path,
+            base_digest=facts.digest,
+            batch_size=BATCH_SIZE,
+            sharing=True,
         )
         engine = HFEngine(spec)
         adapter = read_adapter(str(folder), name="lora", base_path=str(base))
