@@ -14,6 +14,7 @@ from functools import partial
 from raypeft.api.freezing import FrozenSweep, freeze_sweep
 from raypeft.api.lasting import remembered_failure
 from raypeft.api.leasing import leased
+from raypeft.api.limits import remembered_limits
 from raypeft.api.memo import FileDigests
 from raypeft.api.outputs import CellRun, write_outputs
 from raypeft.api.planning import Planned, make_plan
@@ -132,7 +133,7 @@ def run_sweep(
     with leased(sweep.output), ExitStack() as stack:
         source = PoolOnDemand(stack, sweep, pool, address, listener)
         for attempt in range(MAX_PLANS):
-            planned = plan_with_pool(resolved, store, source, listener)
+            planned = plan_with_pool(resolved, store, source, listener, answers_follow=True)
             if attempt == 0:
                 Folder(sweep.output).write(SWEEP_FILE, dump_sweep(sweep).encode())
             runs = _answer_and_score(planned, store, source, listener)
@@ -212,12 +213,28 @@ def _warn(resolved: Resolved, listener: Listener) -> None:
 
 
 def plan_with_pool(
-    resolved: Resolved, store: Store, source: PoolOnDemand, listener: Listener
+    resolved: Resolved,
+    store: Store,
+    source: PoolOnDemand,
+    listener: Listener,
+    *,
+    answers_follow: bool = False,
 ) -> Planned:
-    """Freeze what is missing and return the plan; the pool is opened only if it is needed."""
+    """Freeze what is missing and return the plan; the pool is opened only if it is needed.
+
+    Args:
+        resolved: The sweep and what it names.
+        store: Where request sets lie.
+        source: Gives the pool.
+        listener: Who is told what goes on.
+        answers_follow: Whether the plan is carried out: slots get ready while lm-eval is at work.
+    """
     frozen = freeze_sweep(resolved, store, pool=None)
     if frozen.missing:
-        frozen = freeze_sweep(resolved, store, pool=source.pool(), say=listener.say)
+        pool = source.pool()
+        if answers_follow:
+            _prepare(pool, resolved)
+        frozen = freeze_sweep(resolved, store, pool=pool, say=listener.say)
     for failure in {task.failure for tasks in frozen.by_base.values() for task in tasks}:
         if failure is not None:
             listener.say(f"a task cannot be evaluated: {failure.kind}: {failure.message}")
@@ -231,6 +248,16 @@ def plan_with_pool(
     )
 
 
+def _prepare(pool: Pool, resolved: Resolved) -> None:
+    """Let as many slots get ready as can be of use, whatever the plan will be."""
+    sweep = resolved.sweep
+    able = [one for one in resolved.subjects.values() if one.id not in resolved.failures]
+    kinds = {resolved.engine(name).kind for name in resolved.bases}
+    if len(kinds) == 1:
+        count = min(sweep.schedule.slots, len(able) * len(sweep.tasks))
+        pool.prepare_slots(count, kinds.pop())
+
+
 def _answer_and_score(
     planned: Planned, store: Store, source: PoolOnDemand, listener: Listener
 ) -> dict[str, CellRun]:
@@ -240,6 +267,10 @@ def _answer_and_score(
     sweep, plan = planned.resolved.sweep, planned.plan
     # The device is known only now that the pool is there; it is no part of any identity.
     engines = {name: planned.resolved.engine(name, source.device) for name in plan.engines}
+    engines = {
+        name: replace(engine, row_limits=remembered_limits(store, engine))
+        for name, engine in engines.items()
+    }
     plan = replace(plan, engines=engines)
     policy = Policy(
         slots=sweep.schedule.slots,

@@ -11,6 +11,12 @@ from raypeft.engines.base import Engine
 from raypeft.errors import CellError
 
 
+def import_engine(kind: str) -> None:
+    """Import what an engine of this kind needs, which takes seconds; unknown kinds need nothing."""
+    if kind == "hf":
+        import raypeft.engines.hf  # noqa: F401
+
+
 def build_engine(spec: EngineSpec) -> Engine:
     """Load the base of a spec and return its engine.
 

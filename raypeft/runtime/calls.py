@@ -19,7 +19,6 @@ def call_all(
     pool: Pool,
     calls: Mapping[str, Call],
     *,
-    at_once: int = 2,
     on_result: Callable[[str, object | Failure], None] = lambda call, result: None,
 ) -> dict[str, object | Failure]:
     """Run calls and return for each its result, or why there is none.
@@ -27,7 +26,6 @@ def call_all(
     Args:
         pool: Runs them.
         calls: By id.
-        at_once: How many are under way at the same time.
         on_result: Told of each result as it comes; what it stores survives an interruption.
 
     Raises:
@@ -44,7 +42,7 @@ def call_all(
             break
 
     with stopping() as stop:
-        for _ in range(at_once):
+        for _ in range(pool.calls_at_once):
             submit_next()
         while running:
             for event in pool.wait(WAIT_SECONDS):

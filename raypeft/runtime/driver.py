@@ -94,7 +94,11 @@ def drive(
         Interrupted: After Ctrl-C or SIGTERM; what was finished is stored.
         SetupError: If the sink cannot write; what could be stored is.
     """
-    policy = dataclasses.replace(policy, slots=min(policy.slots, pool.num_slots))
+    policy = dataclasses.replace(
+        policy,
+        slots=min(policy.slots, pool.num_slots),
+        scoring=min(policy.scoring, pool.calls_at_once),
+    )
     if not pool.is_parallel:
         # Slots that take turns also wait for one another, which is nobody's fault.
         policy = dataclasses.replace(policy, unit_timeout_seconds=None, start_timeout_seconds=None)
@@ -147,6 +151,7 @@ class _Run:
     ) -> Outcome:
         self._carry_out(self._first_commands)
         self._step(Tick(self._clock()))
+        self._pool.drop_spares()
         while not self._state.finished:
             self._events.extend(self._pool.wait(WAIT_SECONDS))
             if stop.signal_name and self._state.stop is None:
@@ -305,13 +310,13 @@ class _Run:
 
     def _offer_adapters(self, unit: Unit) -> None:
         for subject in unit.subjects:
-            adapter = self._plan.subjects[subject].adapter
+            adapter = self._plan.subjects[subject].opened
             if adapter is not None:
                 self._pool.offer(content_key(adapter), partial(read_adapter_bytes, adapter))
 
     def _uses(self, cell: Cell) -> tuple[str, ...]:
         """Return the keys of what a cell needs shared or offered."""
-        adapter = self._plan.subjects[cell.subject].adapter
+        adapter = self._plan.subjects[cell.subject].opened
         request_set = (cell.request_set, _score_key(cell.request_set))
         return request_set if adapter is None else (*request_set, content_key(adapter))
 

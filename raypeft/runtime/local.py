@@ -55,6 +55,17 @@ class LocalPool:
         """Never: one thing at a time, each to its end."""
         return False
 
+    @property
+    def calls_at_once(self) -> int:
+        """One thing at a time."""
+        return 1
+
+    def prepare_slots(self, count: int, kind: str) -> None:
+        """Do nothing: whatever is imported here first, it takes the same time."""
+
+    def drop_spares(self) -> None:
+        """Do nothing: there are none."""
+
     def start_slot(self, slot: str, spec: EngineSpec) -> None:
         """Start a slot and load a base in it."""
         self._slots[slot] = Slot(spec, self._build)

@@ -124,6 +124,11 @@ def with_environment(options: dict[str, Json], variables: Mapping[str, str]) -> 
     return {**options, "runtime_env": {**runtime_env, "env_vars": merged}} if merged else options
 
 
+def plain(options: dict[str, Json]) -> dict[str, Json]:
+    """Return options without an environment of the process's own."""
+    return {name: value for name, value in options.items() if name != "runtime_env"}
+
+
 def _problems(profile: HardwareProfile) -> list[Problem]:
     problems: list[Problem] = []
 

@@ -120,6 +120,24 @@ class Pool(Protocol):
         """Whether slots work at the same time and can be stopped at work."""
         ...
 
+    @property
+    def calls_at_once(self) -> int:
+        """How many calls should be under way at the same time, at most."""
+        ...
+
+    def prepare_slots(self, count: int, kind: str) -> None:
+        """Expect up to this many slots soon: begin what they need that no base decides.
+
+        Args:
+            count: How many.
+            kind: The kind of their engine.
+        """
+        ...
+
+    def drop_spares(self) -> None:
+        """Give back what was prepared and not used."""
+        ...
+
     def start_slot(self, slot: str, spec: EngineSpec) -> None:
         """Start a slot and load a base in it."""
         ...

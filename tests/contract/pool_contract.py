@@ -144,6 +144,17 @@ class PoolContract:
         assert isinstance(ready, SlotReady)
         assert ready.hardware.device == "fake"
 
+    def test_prepared_slots_answer_as_others_do(self, pool: Pool) -> None:
+        pool.prepare_slots(2, "fake")
+        for slot in ("s1", "s2"):
+            start(pool, slot)
+        pool.drop_spares()
+        for slot in ("s1", "s2"):
+            pool.submit(slot, work(), 1)
+            answered = only(collect(pool, UnitAnswered), UnitAnswered)
+            assert isinstance(answered, UnitAnswered)
+            assert answered.slot == slot
+
     def test_a_base_that_does_not_load_is_an_event_and_ends_its_slot(self, pool: Pool) -> None:
         pool.start_slot("s1", replace(spec(), options={"nonsense": 1}))
         failed = only(collect(pool, SlotFailed), SlotFailed)

@@ -44,6 +44,7 @@ def test_no_more_calls_than_allowed_are_under_way() -> None:
     class Counting(LocalPool):
         under_way = 0
         most = 0
+        calls_at_once = 3
 
         def submit_call(self, call: str, function: object, *args: object) -> None:
             self.under_way += 1
@@ -55,5 +56,5 @@ def test_no_more_calls_than_allowed_are_under_way() -> None:
     def on_result(call: str, result: object) -> None:
         pool.under_way -= 1
 
-    call_all(pool, {str(n): (double, (n,)) for n in range(10)}, at_once=3, on_result=on_result)
+    call_all(pool, {str(n): (double, (n,)) for n in range(10)}, on_result=on_result)
     assert pool.most == 3

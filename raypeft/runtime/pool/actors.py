@@ -8,6 +8,7 @@ what a slot asks Ray for is `raypeft.runtime.options`' business.
 
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -18,7 +19,8 @@ import ray
 import ray.exceptions
 
 from raypeft.core.events import SlotFailed, SlotLost, SlotPlaced, SlotReady, UnitFailed
-from raypeft.core.records import EngineSpec, Failure, Hardware, RequestSet, UnitAnswers
+from raypeft.core.records import EngineSpec, Failure, FailureKind, Hardware, RequestSet, UnitAnswers
+from raypeft.engines.build import import_engine
 from raypeft.engines.travel import AdapterBytes, content_key
 from raypeft.errors import SetupError
 from raypeft.runtime.bringing import brought
@@ -28,10 +30,11 @@ from raypeft.runtime.options import (
     actor_options,
     call_options,
     inherited_switches,
+    plain,
     slots_that_fit,
     with_environment,
 )
-from raypeft.runtime.pool.connection import RayConnection
+from raypeft.runtime.pool.connection import RayConnection, cluster_has_gpus
 from raypeft.runtime.pool.ray_failures import failure_of
 from raypeft.runtime.ports import (
     Bring,
@@ -49,6 +52,8 @@ from raypeft.runtime.work import build as build_default
 FETCH_SECONDS = 300.0
 """Longest to fetch what is said to be there; then its node is taken for dead."""
 
+CALLS_AT_ONCE = 2
+
 
 class SlotActor:
     """What runs in the actor: a `Slot` that fetches request sets and adapters from Ray.
@@ -57,14 +62,18 @@ class SlotActor:
     where lm-eval's and the engines' signal handlers fail.
     """
 
-    def __init__(self, spec: EngineSpec, build: Build) -> None:
-        self._slot = Slot(spec, build)
+    _slot: Slot
+
+    def prepare(self, kind: str) -> None:
+        """Import what an engine of this kind needs."""
+        import_engine(kind)
 
     def place(self) -> None:
         """Return as soon as the actor has its hardware."""
 
-    def ready(self) -> Hardware | Failure:
-        """Load the base."""
+    def ready(self, spec: EngineSpec, build: Build) -> Hardware | Failure:
+        """Become the slot of a base, and load it."""
+        self._slot = Slot(spec, build)
         return self._slot.ready()
 
     def run(
@@ -111,6 +120,7 @@ class _Pending:
     owner: str
     """The slot, or the call."""
     attempt: int = 0
+    spec: EngineSpec | None = None
     work: UnitWork | None = None
     request_set: Any = None
     adapters: Mapping[str, list[Any]] = field(default_factory=dict)
@@ -150,14 +160,23 @@ class RayPool:
         self._actor_class = ray.remote(SlotActor)
         # Calls are few at a time by the driver's count; beside slots that hold every core of a
         # small machine they would wait for the night to end.
-        options = call_options(cpus=0 if connection.is_local else 1)
-        self._task = ray.remote(_guarded).options(**with_environment(options, switches))
+        options = with_environment(call_options(cpus=0 if connection.is_local else 1), switches)
+        if connection.is_local and not cluster_has_gpus():
+            # Nothing to hide; and without an environment of their own, slots and calls take the
+            # processes that Ray has started already.
+            self._options, options = plain(self._options), plain(options)
+        self._task = ray.remote(_guarded).options(**options)
         self._num_slots = num_slots
+        self._calls_at_once = CALLS_AT_ONCE
         if connection.is_local:
             self._num_slots = min(num_slots, self._fitting(profile))
+            cpus = int(ray.cluster_resources().get("CPU", 1))
+            self._calls_at_once = max(1, min(CALLS_AT_ONCE, cpus // 2 - 1))
         self._build = build
         self._run_id = secrets.token_hex(4)
         self._actors: dict[str, Any] = {}
+        self._spares: deque[Any] = deque()
+        self._num_spares = 0
         self._shared: dict[str, Any] = {}
         self._offered: dict[str, Callable[[], AdapterBytes]] = {}
         self._pending: dict[Any, _Pending] = {}
@@ -172,12 +191,33 @@ class RayPool:
         """Always: every slot is a process of its own."""
         return True
 
+    @property
+    def calls_at_once(self) -> int:
+        """How many calls to have under way: on a small machine each takes a slot's core."""
+        return self._calls_at_once
+
+    def prepare_slots(self, count: int, kind: str) -> None:
+        """Start actors that wait for a base, the engine's packages imported."""
+        for _ in range(min(count, self._num_slots) - len(self._spares)):
+            self._num_spares += 1
+            spare = self._actor(f"spare-{self._num_spares}")
+            spare.prepare.remote(kind)
+            self._spares.append(spare)
+
+    def drop_spares(self) -> None:
+        """Stop prepared actors that no slot has become."""
+        while self._spares:
+            ray.kill(self._spares.pop(), no_restart=True)
+
     def start_slot(self, slot: str, spec: EngineSpec) -> None:
-        """Start an actor; its base is loaded once it has its hardware."""
-        options = {**self._options, "name": f"{self._run_id}/{slot}"}
-        actor = self._actor_class.options(**options).remote(spec, self._build)
+        """Start an actor, or take a prepared one; its base is loaded once it has its hardware."""
+        actor = self._spares.popleft() if self._spares else self._actor(slot)
         self._actors[slot] = actor
-        self._pending[actor.place.remote()] = _Pending(_Step.PLACE, slot)
+        self._pending[actor.place.remote()] = _Pending(_Step.PLACE, slot, spec=spec)
+
+    def _actor(self, name: str) -> Any:
+        options = {**self._options, "name": f"{self._run_id}/{name}"}
+        return self._actor_class.options(**options).remote()
 
     def stop_slot(self, slot: str) -> None:
         """Kill an actor and what it started; a call under way is not awaited."""
@@ -211,9 +251,12 @@ class RayPool:
 
     def submit(self, slot: str, work: UnitWork, attempt: int) -> None:
         """Give a slot a unit."""
-        keys = {content_key(one.adapter) for one in work.subjects if one.adapter is not None}
+        keys = {content_key(one.opened) for one in work.subjects if one.opened is not None}
         known = {key: [self._shared[key]] for key in keys if key in self._shared}
-        self._run(_Pending(_Step.RUN, slot, attempt, work, self._shared[work.request_set], known))
+        request_set = self._shared[work.request_set]
+        self._run(
+            _Pending(_Step.RUN, slot, attempt, work=work, request_set=request_set, adapters=known)
+        )
 
     def submit_call(self, call: str, function: Callable[..., object], *args: object) -> None:
         """Run a function in a task."""
@@ -237,6 +280,7 @@ class RayPool:
 
     def close(self) -> None:
         """Kill every actor and call, and forget everything."""
+        self.drop_spares()
         for slot in tuple(self._actors):
             self.stop_slot(slot)
         for ref in self._pending:
@@ -278,7 +322,7 @@ class RayPool:
         slot = pending.owner
         match pending.step, value:
             case _Step.PLACE, _:
-                ready = self._actors[slot].ready.remote()
+                ready = self._actors[slot].ready.remote(pending.spec, self._build)
                 self._pending[ready] = _Pending(_Step.READY, slot)
                 return SlotPlaced(slot)
             case _Step.READY, Hardware():
@@ -303,6 +347,8 @@ class RayPool:
         self.stop_slot(pending.owner)
         if pending.step is _Step.RUN:
             return SlotLost(pending.owner, failure)
+        if failure.kind is FailureKind.CRASHED:
+            failure = replace(failure, kind=FailureKind.LOAD_FAILED)
         return SlotFailed(pending.owner, failure)
 
     def _fitting(self, profile: HardwareProfile) -> int:

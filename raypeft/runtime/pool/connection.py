@@ -174,6 +174,8 @@ def _local_environment() -> dict[str, str | None]:
         "RAY_AUTH_TOKEN_PATH": None,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray ends idle processes beyond one for each core; the next call would import lm-eval anew.
+        "RAY_num_workers_soft_limit": "16",
     }
 
 
