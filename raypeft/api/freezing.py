@@ -375,7 +375,7 @@ def _speakers(resolved: Resolved) -> list[str]:
         names += [
             subject.id
             for subject in resolved.subjects.values()
-            if subject.adapter is not None and subject.adapter.tokenizer_digest
+            if subject.tokenizer_digest
         ]
     return names
 
@@ -388,10 +388,10 @@ def _chat(resolved: Resolved, name: str, settings: EvaluationSettings) -> ChatSo
     if not settings.apply_chat_template:
         return None
     subject = resolved.subjects[name]
-    if subject.adapter is not None:
+    if subject.opened is not None:
         return ChatSource(
-            path=subject.adapter.tokenizer or subject.adapter.path,
-            revision=subject.adapter.revision,
+            path=subject.opened.tokenizer or subject.opened.path,
+            revision=subject.opened.revision,
             template=settings.apply_chat_template,
         )
     entry = resolved.base(name)

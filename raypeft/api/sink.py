@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from raypeft.api.lasting import remember_failure
+from raypeft.api.limits import remember_limits
 from raypeft.api.outputs import CellRun
 from raypeft.api.planning import Planned
 from raypeft.core.plan import Cell, Unit
@@ -46,6 +47,7 @@ class StoreSink:
 
     def answers(self, unit: Unit, attempt: int, answers: UnitAnswers) -> None:
         """Store answers; `unit.cells` and `unit.subjects` are those of this attempt."""
+        remember_limits(self._store, self._planned.plan.engines[unit.base], answers)
         for key, subject in zip(unit.cells, answers.subjects, strict=True):
             self._store.put_answers(
                 key,

@@ -6,12 +6,12 @@ go on.
 """
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raypeft.api.variants import (
     as_asked,
-    enlarged_baselines,
+    enlarged_baseline,
     needed_vocabulary,
     precision_warning,
 )
@@ -182,10 +182,11 @@ def _target(
 def _subjects(
     base: Base, target: TargetBase | None, facts: BaseFacts | None
 ) -> list[tuple[Subject, Failure | None]]:
-    found: list[tuple[Subject, Failure | None]] = [(Subject(id=base.name, base=base.name), None)]
+    found: list[tuple[Subject, Failure | None]] = []
+    baselines: dict[str, Subject] = {}
     for entry in base.adapters:
         failure: Failure | None = None
-        vocab_size: int | None = None
+        subject = Subject(id=base.subject_id(entry), base=base.name)
         try:
             adapter = read_adapter(
                 entry.path,
@@ -199,15 +200,20 @@ def _subjects(
             if facts is not None:
                 adapter = as_asked(adapter, entry, base, facts)
                 vocab_size = needed_vocabulary(adapter, base, facts)
+                subject = replace(subject, vocab_size=vocab_size)
+            subject = replace(subject, adapter=adapter)
+            if facts is not None and (alike := enlarged_baseline(subject, base, facts)):
+                baselines.setdefault(alike.id, alike)
         except CellError as error:
             failure = _failure(error)
             adapter = Adapter(name=entry.table_name, path=entry.path, digest="")
-        subject = Subject(
-            id=base.subject_id(entry), base=base.name, adapter=adapter, vocab_size=vocab_size
-        )
+            subject = replace(subject, adapter=adapter, vocab_size=None)
         found.append((subject, failure))
-    enlarged = enlarged_baselines(subject for subject, failure in found if failure is None)
-    return [found[0], *((subject, None) for subject in enlarged), *found[1:]]
+    alone = [
+        Subject(id=base.name, base=base.name),
+        *(baselines[name] for name in sorted(baselines)),
+    ]
+    return [*((subject, None) for subject in alone), *found]
 
 
 def _failure(error: CellError) -> Failure:

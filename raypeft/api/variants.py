@@ -4,7 +4,6 @@ Decides, from files alone, whether that can be done, how many tokens the adapter
 what to warn of. Leaves to others: doing it (the engine), and comparing it (`core.comparable`).
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from raypeft.core.spec import AdapterEntry, Base
 from raypeft.engines.adapters import read_adapter_files
 from raypeft.engines.bases import BaseFacts, read_base_tensors, tokenizer_digest
 from raypeft.engines.merging import check_mergeable
+from raypeft.engines.pickled import pickled_tensors
 from raypeft.engines.precision import difference, training_precision
-from raypeft.engines.tokenizer import num_tokens
+from raypeft.engines.tokenizer import extends, num_tokens
 from raypeft.engines.vocabulary import base_vocabulary, saved_vocabulary
 from raypeft.errors import CellError
 
@@ -57,7 +57,8 @@ def needed_vocabulary(adapter: Adapter, base: Base, facts: BaseFacts) -> int | N
     )
     folder = Path(facts.path)
     rows = base_vocabulary(folder)
-    saved = saved_vocabulary(files.tensors or {}, read_base_tensors(folder), rows, what=what)
+    tensors = pickled_tensors(files, what=what) if files.tensors is None else files.tensors
+    saved = saved_vocabulary(tensors, read_base_tensors(folder), rows, what=what)
     size = saved
     if adapter.tokenizer_digest and rows is not None:
         tokens = num_tokens(adapter.tokenizer or adapter.path, adapter.revision)
@@ -78,24 +79,27 @@ def needed_vocabulary(adapter: Adapter, base: Base, facts: BaseFacts) -> int | N
     return size
 
 
-def enlarged_baselines(subjects: Iterable[Subject]) -> list[Subject]:
-    """Return the baselines that adapters with a larger vocabulary are compared with.
+def enlarged_baseline(subject: Subject, base: Base, facts: BaseFacts) -> Subject | None:
+    """Return the baseline that an adapter with a larger vocabulary is compared with.
 
-    One for each size. None for adapters with a tokenizer of their own: no baseline is given the
-    same tokens.
+    It is enlarged alike, and asked with the adapter's tokenizer if that brings one. None for other
+    subjects, and for a tokenizer in which the base's tokens have other numbers: the base would be
+    given words it never saw, and a gain over that would say nothing.
+
+    Raises:
+        CellError: `unreadable` if the base's tokenizer cannot be loaded.
     """
-    sizes = {
-        (subject.base, subject.vocab_size)
-        for subject in subjects
-        if subject.vocab_size is not None
-        and subject.adapter is not None
-        and not subject.adapter.tokenizer_digest
-    }
-    return [
-        Subject(id=f"{base}@{size}", base=base, vocab_size=size)
-        for base, size in sorted(sizes)
-        if size is not None
-    ]
+    adapter, size = subject.adapter, subject.vocab_size
+    if adapter is None or size is None:
+        return None
+    name = f"{base.name}@{size}"
+    words = adapter.tokenizer_digest
+    if not words:
+        return Subject(id=name, base=base.name, vocab_size=size)
+    own = adapter.tokenizer or adapter.path
+    if not extends(own, adapter.revision, base.tokenizer or facts.path):
+        return None
+    return Subject(id=f"{name}-{words[:8]}", base=base.name, vocab_size=size, speaker=adapter)
 
 
 def precision_warning(adapter: Adapter, base: Base, facts: BaseFacts) -> str:

@@ -82,10 +82,12 @@ def match_baseline(
 ) -> Match:
     """Find the baseline of an adapter's cell, preferring the one of the same request set."""
     same_task = [b for b in baselines if (b.base, b.task) == (cell.base, cell.task)]
-    # Adapters with a larger vocabulary have a baseline of their own, enlarged alike.
-    vocab_size = cell.numerics.get("vocab_size")
-    alike = [b for b in same_task if b.numerics.get("vocab_size") == vocab_size]
-    same_task = alike or same_task
+    # Adapters with a larger vocabulary have a baseline of their own, enlarged alike, and asked with
+    # their own tokenizer where they have one. Otherwise what differs is named below.
+    for setting in ("vocab_size", "tokenizer"):
+        wanted = cell.numerics.get(setting)
+        alike = [b for b in same_task if b.numerics.get(setting) == wanted]
+        same_task = alike or same_task
     same = [b for b in same_task if b.request_set == cell.request_set]
     assert len(same) < 2, f"{len(same)} baselines of {cell.base} on one request set of {cell.task}"
     baseline = next(iter(same or same_task), None)

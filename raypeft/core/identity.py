@@ -113,14 +113,14 @@ def cell_numerics(engine: EngineSpec, subject: Subject) -> dict[str, Json]:
     """Return the settings that can change a subject's scores: its engine's and its own.
 
     Its own are named only where they differ from what is usual, so that the other cells keep
-    their identity: `merged`, `tokenizer` (the digest of the adapter's own) and `vocab_size`.
+    their identity: `merged`, `tokenizer` (the digest of an adapter's own) and `vocab_size`.
     """
     numerics = engine.numerics()
     adapter = subject.adapter
     if adapter is not None and adapter.merge:
         numerics["merged"] = True
-    if adapter is not None and adapter.tokenizer_digest:
-        numerics["tokenizer"] = adapter.tokenizer_digest
+    if subject.tokenizer_digest:
+        numerics["tokenizer"] = subject.tokenizer_digest
     if subject.vocab_size is not None:
         numerics["vocab_size"] = subject.vocab_size
     return numerics

@@ -46,6 +46,8 @@ class EngineSpec:
         add_bos_token: As in lm-eval's HFLM; None leaves it to the tokenizer.
         trust_remote_code: Whether the sweep file allows the base's own code.
         seed: Seed of sampled generation.
+        row_limits: Most tokens at once where contexts are shared, as earlier runs learnt it: by
+            hardware fingerprint and length of the prefix. No part of any identity.
         options: Further settings of one engine kind (the script of `fake`).
     """
 
@@ -67,6 +69,7 @@ class EngineSpec:
     add_bos_token: bool | None = None
     trust_remote_code: bool = False
     seed: int = 1234
+    row_limits: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     options: Mapping[str, Json] = field(default_factory=dict)
 
     def numerics(self) -> dict[str, Json]:
@@ -127,17 +130,35 @@ class Subject:
         base: The base's name in the sweep.
         adapter: None for the baseline.
         vocab_size: Tokens to which a copy of the base is enlarged; None leaves it as it is.
+        speaker: The adapter whose own tokenizer a baseline is asked with; None is the base's.
     """
 
     id: str
     base: str
     adapter: Adapter | None = None
     vocab_size: int | None = None
+    speaker: Adapter | None = None
 
     @property
     def is_baseline(self) -> bool:
         """Whether this is the base alone."""
         return self.adapter is None
+
+    @property
+    def opened(self) -> Adapter | None:
+        """The adapter whose files an engine opens for this subject: weights, tokenizer or both."""
+        return self.adapter or self.speaker
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Digest of the tokenizer it is asked with; empty for the base's."""
+        return "" if self.opened is None else self.opened.tokenizer_digest
+
+    def opening(self, local: Adapter) -> "Subject":
+        """Return this subject with the files it opens in another place."""
+        if self.adapter is None:
+            return replace(self, speaker=local)
+        return replace(self, adapter=local)
 
 
 # --- request sets -----------------------------------------------------------------------------
@@ -456,8 +477,10 @@ class UnitAnswers:
         subjects: In the unit's order.
         hardware: What answered, read back in the slot.
         seconds: Wall time in the slot, loading aside.
+        row_limits: Most tokens at once by length of the prefix, learnt so far; may be empty.
     """
 
     subjects: tuple[SubjectAnswers, ...]
     hardware: Hardware
     seconds: float
+    row_limits: Mapping[int, int] = field(default_factory=dict)

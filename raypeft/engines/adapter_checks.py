@@ -232,7 +232,11 @@ def _check_targets(modules: Modules, config: Mapping[str, Json], what: str) -> N
     targets = config.get("target_modules")
     if not targets or targets == "all-linear":
         return
-    strangers = [module for module in modules if not _is_target(module, targets)]
+    strangers = [
+        module
+        for module in modules
+        if not _is_target(module, targets) and not _is_tied_by_peft(module, config)
+    ]
     if strangers:
         shown = targets if isinstance(targets, str) else ", ".join(sorted(map(str, targets)))
         raise _misfit(
@@ -248,6 +252,15 @@ def _is_target(module: str, targets: str | list[str]) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _is_tied_by_peft(module: str, config: Mapping[str, Json]) -> bool:
+    """Whether PEFT may have tied this one to a target, under a name that its config leaves out.
+
+    Which modules a base ties only the loaded base tells; they stand outside the layers.
+    """
+    outside = not any(part.isdigit() for part in module.split("."))
+    return bool(config.get("ensure_weight_tying")) and outside
 
 
 def _check_base(modules: Modules, base: Mapping[str, TensorInfo], what: str) -> None:
@@ -298,8 +311,8 @@ def _check_saved_modules(
     if misshapen:
         raise _misfit(
             what,
-            "it replaces whole weights in other sizes (base and adapters are evaluated with the "
-            "base's own vocabulary)",
+            "it replaces whole weights in other sizes (for more tokens than the base has, a copy "
+            "of the base is enlarged; fewer tokens and other layers belong to another base)",
             misshapen,
         )
 

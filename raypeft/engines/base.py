@@ -4,7 +4,7 @@ The promises below are checked for every implementation by `tests/contract/engin
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from raypeft.core.records import Hardware, Shard, Subject, SubjectAnswers
 
@@ -33,4 +33,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give memory and processes back; calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """An engine that learns how much its device takes at once, by running out of memory."""
+
+    @property
+    def row_limits(self) -> dict[int, int]:
+        """Most tokens at once, by the length of the prefix before them; what is put in counts."""
         ...

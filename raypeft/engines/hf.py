@@ -28,15 +28,8 @@ from raypeft.engines.hf_batches import Batch, batch_seed, shard_range
 from raypeft.engines.hf_failures import as_failure, free_memory, is_fatal
 from raypeft.engines.hf_model import HFModel
 from raypeft.engines.hf_requests import Encoded, EncodedSets
-from raypeft.engines.hf_shared import (
-    RowLimit,
-    Shared,
-    choose_batch_tokens,
-    longest_text,
-    run_packed,
-    why_not_shared,
-)
-from raypeft.engines.packing import Packing
+from raypeft.engines.hf_shared import RowLimit, Shared, choose_packing, run_packed
+from raypeft.engines.sharing_check import SharingCheck, Verdict
 from raypeft.errors import CellError, EngineFatalError
 
 
@@ -56,14 +49,18 @@ class HFEngine(HFModel):
         super().__init__(spec)
         self._is_closed = False
         self._limit = RowLimit()
-        self._checked: dict[str | None, str] = {}
-        packing = Packing(
-            max_length=longest_text(self._base, self.max_length),
-            batch_tokens=spec.batch_tokens or choose_batch_tokens(self._base, self._device),
-        )
-        self._sets = EncodedSets(
-            self, batch_size=spec.batch_size, packing=None if self._why_plain() else packing
-        )
+        self._check: SharingCheck | None = None
+        self._found: dict[tuple[str | None, str, str], Verdict] = {}
+        self._num_unfit = 0
+        packing = None
+        if not self._why_plain():
+            packing = choose_packing(
+                self._base,
+                self._device,
+                max_length=self.max_length,
+                batch_tokens=spec.batch_tokens,
+            )
+        self._sets = EncodedSets(self, batch_size=spec.batch_size, packing=packing)
 
     def answer(self, shard: Shard, subjects: Sequence[Subject]) -> list[SubjectAnswers]:
         """Answer the requests of a shard for each subject; see `raypeft.engines.base.Engine`."""
@@ -83,6 +80,7 @@ class HFEngine(HFModel):
         """Give the memory back; calling it twice is harmless."""
         self._is_closed = True
         self._peft = self._base = self._model = self._attached = self._variant = None
+        self._check = None
         free_memory()
 
     def _answer_for(self, subject: Subject, shard: Shard) -> SubjectAnswers:
@@ -94,9 +92,11 @@ class HFEngine(HFModel):
         try:
             self.switch_to(subject)
             encoded = self._sets.get(shard.request_set, self._tokenizers.digest)
-            path = self._path(encoded)
-            self._tokens_seen = 0  # those of the proof are not the answers'
-            answers = self._run(encoded, shard)
+            verdict = self._verdict(encoded, shard)
+            path = self._path(encoded, verdict)
+            self._tokens_seen = self._num_unfit = 0  # those of the checks are not the answers'
+            answers = self._run(encoded, shard, verdict)
+            path = self._path(encoded, verdict)
             _check_finite(answers, subject)
         except Exception as error:
             if is_fatal(error):
@@ -128,12 +128,17 @@ class HFEngine(HFModel):
 
         Asked of the model once for the base and once for each adapter that is attached.
         """
-        key = self.standing
-        if key not in self._checked:
+        standing = self.standing
+        key = (standing, "", "")
+        if key not in self._found:
             # Only the last few matter: an adapter stays attached while there is work for it.
-            self._checked = {None: self._checked[None]} if None in self._checked else {}
-            self._checked[key] = self._ask_model()
-        return self._checked[key]
+            self._found = {
+                known: verdict
+                for known, verdict in self._found.items()
+                if known[0] in (None, standing)
+            }
+            self._found[key] = Verdict(self._ask_model())
+        return self._found[key].why
 
     def _ask_model(self) -> str:
         if not self._spec.sharing:
@@ -142,56 +147,95 @@ class HFEngine(HFModel):
             return f"a {self.backend} model"
         if self._route is not None and not self._route.may_share_context:
             return self._route.why_plain
-        return why_not_shared(self._shared(), self._model_call, max_length=self.max_length)
+        if self._check is None:
+            self._check = SharingCheck(self._base, self._device, self.max_length)
+        return self._check.of_model(self._shared(), self._model_call)
+
+    def _verdict(self, encoded: Encoded, shard: Shard) -> Verdict:
+        """Return why the requests of this shard's request set must not share contexts, if so.
+
+        Asked of the model once for each request set and standing, of the whole set's longest
+        rows: all its shards get the same answer.
+        """
+        why = self._why_plain()
+        if why or encoded.packed is None or not encoded.packed.rows or self._check is None:
+            return Verdict(why)
+        tokens = (shard.request_set.digest, self._tokenizers.digest)
+        key = (self.standing, *tokens)
+        if key not in self._found:
+            self._found[key] = self._check.of_requests(
+                self._shared(), self._model_call, encoded.packed, tokens
+            )
+        return self._found[key]
 
     def _shared(self) -> Shared:
         return Shared(self._model, self._device, self.softmax_dtype)
 
-    def _path(self, encoded: Encoded) -> str:
+    def _path(self, encoded: Encoded, verdict: Verdict) -> str:
         """Return `<shared context | plain>[, lane <lane>][: <notes>]`."""
-        why = self._why_plain()
-        is_plain = encoded.packed is None or not encoded.packed.rows or bool(why)
-        if encoded.packed is not None and encoded.packed.left_out and not why:
-            why = "plain for requests longer than the model or its checked window"
+        packed = encoded.packed
+        is_plain = packed is None or not packed.rows or bool(verdict.why)
         head = "plain" if is_plain else "shared context"
         head += "" if self.lane is None else f", lane {self.lane}"
-        notes = "; ".join(note for note in (why, self.merging_note) if note)
-        return f"{head}: {notes}" if notes else head
+        notes = [verdict.why, self.merging_note]
+        if packed is not None and not verdict.why:
+            total = len(encoded.pairs)
+            if packed.left_out:
+                notes.append(f"{len(packed.left_out)} of {total} plain: longer than the model")
+            if self._num_unfit:
+                notes.append(f"{self._num_unfit} of {total} plain: memory ran out for their rows")
+        text = "; ".join(note for note in notes if note)
+        return f"{head}: {text}" if text else head
 
     # --- the three kinds of requests ----------------------------------------------------------
 
-    def _run(self, encoded: Encoded, shard: Shard) -> tuple[Answer, ...]:
+    def _run(self, encoded: Encoded, shard: Shard, verdict: Verdict) -> tuple[Answer, ...]:
         answers = [
-            *self._run_pairs(encoded, shard),
+            *self._run_pairs(encoded, shard, verdict),
             *self._run_rolling(encoded, shard),
             *self._run_generations(encoded, shard),
         ]
         return tuple(sorted(answers, key=lambda answer: answer.index))
 
-    def _run_pairs(self, encoded: Encoded, shard: Shard) -> Iterator[Answer]:
+    def _run_pairs(self, encoded: Encoded, shard: Shard, verdict: Verdict) -> Iterator[Answer]:
         packed = encoded.packed
-        if packed is None or not packed.rows or self._why_plain():
-            yield from self._run_plain(encoded, encoded.pair_batches, shard)
+        if packed is None or not packed.rows or (verdict.why and not verdict.is_memory):
+            yield from self._run_plain_batches(encoded, encoded.pair_batches, shard)
             return
         rows = packed.shard_rows(shard.index, shard.count)
-        found = run_packed(self._shared(), packed, rows, self._limit)
-        self._tokens_seen += sum(len(packed.rows[at].tokens) for at in rows)
-        requests = encoded.requests["loglikelihood"]
-        for position, (logprob, is_greedy) in found.items():
-            yield Answer(requests[position].index, logprob=logprob, is_greedy=is_greedy)
-        yield from self._run_plain(encoded, encoded.left_out_batches, shard)
+        if verdict.is_memory:
+            # Another slot may have had the memory: the shard holds the requests that it has there.
+            unfit = [position for at in rows for position in packed.rows[at].positions]
+        else:
+            found = run_packed(self._shared(), packed, rows, self._limit)
+            unfit = found.unfit
+            self._num_unfit = len(unfit)
+            left = set(unfit)
+            self._tokens_seen += sum(
+                len(row.tokens)
+                for row in packed.rows[rows.start : rows.stop]
+                if row.positions[0] not in left
+            )
+            requests = encoded.requests["loglikelihood"]
+            for position, (logprob, is_greedy) in found.answers.items():
+                yield Answer(requests[position].index, logprob=logprob, is_greedy=is_greedy)
+        yield from self._run_plain(encoded, unfit)
+        yield from self._run_plain_batches(encoded, encoded.left_out_batches, shard)
 
-    def _run_plain(
+    def _run_plain_batches(
         self, encoded: Encoded, batches: tuple[Batch, ...], shard: Shard
     ) -> Iterator[Answer]:
         own = shard_range(len(batches), shard.index, shard.count)
-        positions = sorted(position for at in own for position in batches[at])
+        yield from self._run_plain(encoded, [at for number in own for at in batches[number]])
+
+    def _run_plain(self, encoded: Encoded, positions: Sequence[int]) -> Iterator[Answer]:
         if not positions:
             return
-        pairs = [encoded.pairs[position].as_lm_eval() for position in positions]
+        ordered = sorted(positions)
+        pairs = [encoded.pairs[position].as_lm_eval() for position in ordered]
         results = self._loglikelihood_tokens(pairs, disable_tqdm=True)
         requests = encoded.requests["loglikelihood"]
-        for position, (logprob, is_greedy) in zip(positions, results, strict=True):
+        for position, (logprob, is_greedy) in zip(ordered, results, strict=True):
             yield Answer(requests[position].index, logprob=logprob, is_greedy=is_greedy)
 
     def _run_rolling(self, encoded: Encoded, shard: Shard) -> Iterator[Answer]:

@@ -11,7 +11,6 @@ tensors with none (the model then answers as the base): hence the comparison of 
 import contextlib
 import dataclasses
 import json
-import pickle
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,6 +24,8 @@ from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weight
 from raypeft.core.peft_settings import unknown_settings
 from raypeft.core.records import FailureKind, Json
 from raypeft.engines.adapters import CONFIG_FILE, AdapterFiles
+from raypeft.engines.hf_tied import check_tied
+from raypeft.engines.pickled import load_pickled
 from raypeft.errors import CellError
 
 ADAPTER_NAME = "default"  # PEFT's own; never part of a tuner's parameter names
@@ -61,7 +62,14 @@ class Fit(NamedTuple):
         return "; ".join(parts)
 
 
-def attach(base: torch.nn.Module, files: AdapterFiles, *, name: str, device: str) -> PeftModel:
+def attach(
+    base: torch.nn.Module,
+    files: AdapterFiles,
+    *,
+    name: str,
+    device: str,
+    base_vocabulary: int | None = None,
+) -> PeftModel:
     """Attach an adapter to a base, in place, and return the model that has both.
 
     Whatever is raised, the base must be taken for dirty afterwards.
@@ -71,6 +79,7 @@ def attach(base: torch.nn.Module, files: AdapterFiles, *, name: str, device: str
         files: The adapter's files.
         name: The adapter's name, for messages.
         device: Where its weights go.
+        base_vocabulary: How many tokens the base had before it was enlarged; None if it was not.
 
     Raises:
         CellError: `does_not_fit`, `not_applied`, `not_finite` or `unsupported`.
@@ -78,7 +87,7 @@ def attach(base: torch.nn.Module, files: AdapterFiles, *, name: str, device: str
     what = f"adapter {name!r}"
     config = _load_config(files, what)
     if files.tensors is None:
-        _check_pickled(files, what)
+        load_pickled(files, what=what, device="cpu")  # refused before there is a model to repair
     # As PeftModel.from_pretrained: checkpoints of renamed architectures are mapped on loading.
     key_mapping: dict[str, str] | None = getattr(base, "_checkpoint_conversion_mapping", None)
     if config.is_prompt_learning:
@@ -93,6 +102,7 @@ def attach(base: torch.nn.Module, files: AdapterFiles, *, name: str, device: str
         try:
             kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
             model = kind(base, config, ADAPTER_NAME, autocast_adapter_dtype=True)
+            check_tied(model, files, what=what, num_tokens=base_vocabulary)
             _load_weights(model, files, key_mapping, what=what, device=device)
             _check_finite(model, what)
         except Exception as error:
@@ -102,7 +112,7 @@ def attach(base: torch.nn.Module, files: AdapterFiles, *, name: str, device: str
                     detach(model)
             if isinstance(error, CellError | torch.OutOfMemoryError | MemoryError):
                 raise
-            raise _refusal(what, error) from error
+            raise _refusal(what, error, _target(base, base_vocabulary)) from error
     model.eval()
     return model
 
@@ -200,38 +210,6 @@ def _load_config(files: AdapterFiles, what: str) -> PeftConfig:
     return config
 
 
-def _check_pickled(files: AdapterFiles, what: str) -> None:
-    """Refuse pickled weights that are no weights, before there is a model to repair."""
-    try:
-        weights = load_peft_weights(str(files.folder), device="cpu")
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
-            raise _unreadable_pickle(files, what, error) from error
-        raise CellError(
-            FailureKind.UNSAFE,
-            f"{what}: {files.weights} holds more than tensors, and what it holds was not run: "
-            f"{_first_line(error)}; save the adapter again as safetensors",
-        ) from error
-    except Exception as error:
-        raise _unreadable_pickle(files, what, error) from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(one, torch.Tensor) for one in weights.values()
-    ):
-        raise CellError(FailureKind.UNREADABLE, f"{what}: {files.weights} holds no tensors by name")
-
-
-def _unreadable_pickle(files: AdapterFiles, what: str, error: Exception) -> CellError:
-    return CellError(
-        FailureKind.UNREADABLE,
-        f"{what}: {files.weights} cannot be read: {type(error).__name__}: {_first_line(error)}; "
-        "copy or save it again",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
 def _load_weights(
     model: PeftModel,
     files: AdapterFiles,
@@ -267,7 +245,15 @@ def _load_weights(
         )
 
 
-def _refusal(what: str, error: Exception) -> CellError:
+def _target(base: Any, base_vocabulary: int | None) -> str:
+    """Return what an adapter was to be attached to; the number of tokens differs most often."""
+    rows = base.get_input_embeddings().weight.shape[0]
+    if base_vocabulary is None or rows == base_vocabulary:
+        return f"this base, which has {rows} tokens here"
+    return f"a copy of this base that was enlarged from {base_vocabulary} to {rows} tokens for it"
+
+
+def _refusal(what: str, error: Exception, target: str) -> CellError:
     text = " ".join(str(error).split())
     if isinstance(error, KeyError):
         text = f"the file lacks the tensor {text}"
@@ -276,8 +262,8 @@ def _refusal(what: str, error: Exception) -> CellError:
     shown = text if len(text) < 600 else f"{text[:600]}…"
     return CellError(
         FailureKind.DOES_NOT_FIT,
-        f"{what}: it cannot be attached to this base, whose vocabulary and layers are kept as "
-        f"they are: {type(error).__name__}: {shown}",
+        f"{what}: it cannot be attached to {target}; all else is the base's own: "
+        f"{type(error).__name__}: {shown}",
     )
 
 

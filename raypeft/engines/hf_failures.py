@@ -59,7 +59,8 @@ def as_failure(error: Exception, what: str, detail: str) -> Failure:
         first = str(error).strip().partition("\n")[0]
         return Failure(
             FailureKind.OUT_OF_MEMORY,
-            f"{what}: memory ran out ({first}); use a smaller batch_size",
+            f"{what}: memory ran out ({first}); use a smaller batch_size, or "
+            "batch_tokens where contexts are shared",
             retryable=True,
             detail=detail,
         )

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from raypeft.core.records import Adapter, EngineSpec, FailureKind, Subject
 from raypeft.core.routing import Lane, Route
-from raypeft.engines.adapters import open_adapter
+from raypeft.engines.adapters import AdapterFiles, open_adapter
 from raypeft.engines.bases import TOKENIZER_FILES, check_quick_digest, find_base
 from raypeft.engines.folders import resolve_folder
 from raypeft.engines.hf_adapters import attach, detach, probe_rows, probe_tokens
@@ -38,7 +38,9 @@ from raypeft.engines.hf_private import (
     merging_note,
     variant_of,
 )
-from raypeft.engines.hf_snapshot import take_snapshot
+from raypeft.engines.hf_rotary import changing_rotary, reset_rotary
+from raypeft.engines.hf_shared import RowLimit
+from raypeft.engines.hf_snapshot import Snapshot, take_snapshot
 from raypeft.engines.hf_tokenizers import Tokenizers
 from raypeft.engines.quantization import check_quantization, loading_arguments
 from raypeft.errors import CellError, EngineFatalError
@@ -65,6 +67,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     AUTO_MODEL_CLASS: Any
     _model: Any
     _base: Any
+    _limit: RowLimit  # of whoever shares contexts (`hf`)
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
@@ -79,7 +82,8 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             self._load()
             self._base = self._model
             self._tokenizers = Tokenizers(self)
-            self._snapshot = take_snapshot(self._base)
+            self._forgets_rows = any(True for _ in changing_rotary(self._base))
+            self._snapshot = self._look()
             self._base_logits = self._probe(())
             if bool(self._base_logits.isnan().any()):
                 raise ValueError(
@@ -93,7 +97,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         Most subjects are answered from the shared base (`switch`); one that is merged, or has a
         larger vocabulary, from a private copy that is thrown away afterwards.
         """
-        self._tokenizers.use(subject.adapter)
+        self._tokenizers.use(subject.opened)
         variant = variant_of(subject)
         if variant is None:
             self.switch(subject.adapter)
@@ -114,7 +118,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._route = files.route
         extra = probe_tokens(files.config)
         alone = self._probe(extra)
-        self._model = attach(self._model, files, name=adapter.name, device=str(self._device))
+        self._model = self._with_adapter(self._model, files, adapter)
         attached = self._probe(extra)
         self._check_applied(adapter, alone, attached)
         if adapter.merge:
@@ -125,6 +129,11 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             cost = deviation(merged, attached)
             check_merge(cost, self._base.dtype, what)
             self.merging_note = merging_note(cost, deviation(attached, alone))
+
+    @property
+    def row_limits(self) -> dict[int, int]:
+        """Most tokens at once by the length of the prefix, as `base.Learning` has it."""
+        return self._limit.most_tokens
 
     @property
     def lane(self) -> Lane | None:
@@ -140,6 +149,11 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             return str(self._variant)
         return None if self._attached is None else self._attached.digest
 
+    def _look(self) -> Snapshot:
+        if self._forgets_rows:
+            reset_rotary(self._base)
+        return take_snapshot(self._base)
+
     def _drop_copy(self) -> None:
         if self._variant is not None:
             self._variant, self._model, self.merging_note = None, self._base, ""
@@ -148,7 +162,8 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def switch(self, adapter: Adapter | None) -> None:
         """Make the model the base alone, or the base with this adapter, proven to be applied."""
-        self._drop_copy()
+        if self._variant is not None:
+            self.restore()  # a copy is a copy only if the base is what it was
         digest = None if adapter is None else adapter.digest
         if digest == (None if self._attached is None else self._attached.digest):
             return
@@ -159,9 +174,15 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         extra = probe_tokens(files.config)
         expected = self._probe(extra) if extra else self._base_logits
         self._attached, self._route = adapter, files.route
-        self._peft = attach(self._base, files, name=adapter.name, device=str(self._device))
+        self._peft = self._with_adapter(self._base, files, adapter)
         self._model = self._peft
         self._check_applied(adapter, expected, self._probe(extra))
+
+    def _with_adapter(self, model: Any, files: AdapterFiles, adapter: Adapter) -> Any:
+        rows = self._base.get_input_embeddings().weight.shape[0]
+        return attach(
+            model, files, name=adapter.name, device=str(self._device), base_vocabulary=rows
+        )
 
     def _check_applied(self, adapter: Adapter, expected: torch.Tensor, found: torch.Tensor) -> None:
         if bool((expected.isfinite() & ~found.isfinite()).any()):
@@ -188,6 +209,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         Raises:
             EngineFatalError: If the base cannot be had back.
         """
+        left = self._variant
         self._drop_copy()
         peft, self._peft = self._peft, None
         adapter, self._attached = self._attached, None
@@ -205,6 +227,13 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                     adapter.peft_type,
                     difference,
                 )
+            elif left is not None:
+                logger.warning(
+                    "a private copy (%s) should leave the base as it was, but %s; the base is "
+                    "loaded again",
+                    left,
+                    difference,
+                )
         del peft
         self._reload()
 
@@ -213,7 +242,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         try:
             if peft is not None and detach(peft) is not self._base:
                 return "taking it off gave another model"
-            return self._snapshot.difference(take_snapshot(self._base))
+            return self._snapshot.difference(self._look())
         except Exception as error:  # noqa: BLE001 - whatever PEFT left behind, it is thrown away
             return f"it cannot be taken off ({type(error).__name__}: {error})"
 
@@ -229,7 +258,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 f"base {self._spec.base!r} had to be loaded again, and could not: {error}"
             ) from error
         self._base = self._model
-        if difference := self._snapshot.difference(take_snapshot(self._base)):
+        if difference := self._snapshot.difference(self._look()):
             raise EngineFatalError(
                 f"base {self._spec.base!r} is another one than when this slot was started: "
                 f"{difference}"
@@ -321,13 +350,20 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             self._recent.popitem(last=False)
         return list(self._recent[string])
 
+    def _forget_rows(self) -> None:
+        """Let the rows of earlier forward passes have no part in the next one."""
+        if self._forgets_rows:
+            reset_rotary(self._model)
+
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._tokens_seen += inps.numel()
+        self._forget_rows()
         logits: torch.Tensor = super()._model_call(inps, *args, **kwargs)
         return logits
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         processors = LogitsProcessorList([_RefuseNaN()])
+        self._forget_rows()
         with warnings.catch_warnings():
             # Of every batch of prompt-type adapters; lm-eval with PEFT answers the same.
             warnings.filterwarnings("ignore", message="Position ids are not supported")

@@ -10,11 +10,14 @@ every later subject is measured on; a copy is answered from and dropped.
 import copy
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
 
 from raypeft.core.records import FailureKind, Subject
 from raypeft.engines.hf_failures import free_memory, is_out_of_memory
@@ -65,13 +68,17 @@ def copy_of(base: Any, what: str) -> Any:
     """Return a private copy of a loaded base, on the same device.
 
     Raises:
-        CellError: `out_of_memory` where there is no room for a second one.
+        CellError: `out_of_memory` where there is no room for a second one, `unsupported` if it
+            would have memory in common with the base.
     """
     try:
-        return copy.deepcopy(base)
+        copied = copy.deepcopy(base)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+    else:
+        _check_private(copied, base, what)
+        return copied
     free_memory()
     raise CellError(
         FailureKind.OUT_OF_MEMORY,
@@ -80,6 +87,35 @@ def copy_of(base: Any, what: str) -> Any:
         "(a larger vocabulary always needs the copy)",
         retryable=True,
     )
+
+
+def _check_private(copied: Any, base: Any, what: str) -> None:
+    """Refuse a copy that has memory in common with the base; no value is read."""
+    owners = {_storage(tensor): name for name, tensor in _tensors(base)}
+    common = [
+        f"{name} with {owners[place]}"
+        for name, tensor in _tensors(copied)
+        # Tensors without memory of their own (empty, meta) all lie at 0.
+        if (place := _storage(tensor)) in owners and place[1]
+    ]
+    if common:
+        raise CellError(
+            FailureKind.UNSUPPORTED,
+            f"{what}: it needs a private copy of the base, and {len(common)} tensors of the copy "
+            f"lie in the base's own memory ({', '.join(common[:3])}), so that what changes the "
+            "copy would change the base; leave out `merge: true` (a larger vocabulary always needs "
+            "the copy)",
+        )
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _storage(tensor: torch.Tensor) -> tuple[str, int]:
+    # The whole allocation: a view into the base's memory starts elsewhere.
+    return str(tensor.device), tensor.untyped_storage().data_ptr()
 
 
 def enlarge(model: Any, vocab_size: int, what: str) -> None:
@@ -135,18 +171,28 @@ def _refuse_tied(model: PeftModel, what: str) -> None:
     layers = [base.get_input_embeddings(), base.get_output_embeddings()]
     if None in layers:
         return
-    weights = [_whole(layer).weight for layer in layers]
-    adapted = [isinstance(layer, BaseTunerLayer) for layer in layers]
-    if weights[0] is weights[1] and adapted[0] != adapted[1]:
-        raise CellError(
-            FailureKind.UNSUPPORTED,
-            f"{what}: it changes the {'input' if adapted[0] else 'output'} embedding of a base "
-            "whose input and output embeddings are one weight; merged, it would change both. "
-            "Leave out `merge: true`",
-        )
+    if _whole(layers[0]).weight is not _whole(layers[1]).weight:
+        return
+    adapted = [isinstance(layer, BaseTunerLayer | TrainableTokensWrapper) for layer in layers]
+    # Trained rows are tied by PEFT itself, and written into the weight once.
+    is_by_rows = all(
+        isinstance(one, TrainableTokensWrapper | TrainableTokensLayer) for one in layers
+    )
+    if not any(adapted) or is_by_rows:
+        return
+    changed = "input and the output" if all(adapted) else "input" if adapted[0] else "output"
+    once = "the sum of both changes would be in each" if all(adapted) else "it would change both"
+    raise CellError(
+        FailureKind.UNSUPPORTED,
+        f"{what}: it changes the {changed} embedding of a base whose input and output embeddings "
+        f"are one weight; merged, {once}. Leave out `merge: true`",
+    )
 
 
 def _whole(layer: Any) -> Any:
+    """Return the base's own layer; a whole saved one stands for itself, with its own weight."""
+    if isinstance(layer, TrainableTokensWrapper):
+        return layer.token_adapter.base_layer
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 

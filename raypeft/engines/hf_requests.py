@@ -136,7 +136,7 @@ def encode(
     packed: Packed | None = None
     left_out: tuple[Batch, ...] = ()
     if packing is not None:
-        packed = pack(compact, **packing._asdict())
+        packed = pack(compact, packing)
         rest = [pairs[at] for at in packed.left_out]
         left_out = tuple(
             tuple(packed.left_out[at] for at in batch)

@@ -25,11 +25,14 @@ from raypeft.core.records import (
     Shard,
     Subject,
 )
-from raypeft.engines.adapters import read_adapter
+from raypeft.engines.adapters import open_adapter, read_adapter
 from raypeft.engines.base_config import loading_dtype
-from raypeft.engines.bases import find_base
+from raypeft.engines.bases import find_base, read_base_tensors
 from raypeft.engines.hf import HFEngine
 from raypeft.engines.lm_eval_model import NAME, Arguments
+from raypeft.engines.pickled import pickled_tensors
+from raypeft.engines.recorded_base import TargetBase
+from raypeft.engines.vocabulary import base_vocabulary, saved_vocabulary
 from raypeft.errors import CellError, Problem, SpecError
 
 
@@ -122,13 +125,39 @@ def _refuse_several_processes() -> None:
 def _adapter(arguments: Arguments, folder: Path) -> Adapter | None:
     if arguments.adapter is None:
         return None
-    return read_adapter(
+    adapter = read_adapter(
         arguments.adapter,
         name=Path(arguments.adapter).name,
         revision=arguments.adapter_revision,
         allow_pickle=arguments.allow_pickle,
         base_path=str(folder),
+        # Its digest is computed where the adapter names another folder, and nowhere else: hashing
+        # a large base takes minutes, and nothing is stored under it here.
+        base=TargetBase(
+            name=arguments.pretrained,
+            folder=str(folder),
+            tokenizer=arguments.tokenizer,
+            trust_remote_code=arguments.trust_remote_code,
+        ),
+        any_base=arguments.any_base,
     )
+    _refuse_larger_vocabulary(adapter, folder)
+    return adapter
+
+
+def _refuse_larger_vocabulary(adapter: Adapter, folder: Path) -> None:
+    what = f"adapter {adapter.name!r}"
+    files = open_adapter(adapter)
+    tensors = pickled_tensors(files, what=what) if files.tensors is None else files.tensors
+    rows = base_vocabulary(folder)
+    saved = saved_vocabulary(tensors, read_base_tensors(folder), rows, what=what)
+    if saved is not None:
+        raise CellError(
+            FailureKind.UNSUPPORTED,
+            f"{what}: it brings embeddings of {saved} tokens, and the base has {rows}; {NAME} "
+            "keeps the base's vocabulary, so that numbers can be compared with the base's alone. "
+            "`raypeft run` evaluates it, and beside it a baseline that is enlarged alike",
+        )
 
 
 def _spec(arguments: Arguments, folder: Path) -> EngineSpec:

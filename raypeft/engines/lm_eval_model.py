@@ -34,6 +34,7 @@ class Arguments:
         revision: Hub revision of the base.
         adapter_revision: Hub revision of the adapter.
         allow_pickle: Whether the adapter's weights may be pickled (`.bin`).
+        any_base: Whether the adapter may have been trained on another base than this one.
         tokenizer: Folder or hub id of another tokenizer.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: As in torch; None takes a GPU if there is one.
@@ -52,6 +53,7 @@ class Arguments:
     revision: str | None = None
     adapter_revision: str | None = None
     allow_pickle: bool = False
+    any_base: bool = False
     tokenizer: str | None = None
     dtype: str = "auto"
     device: str | None = None
@@ -69,7 +71,8 @@ class RaypeftHF(LM):  # type: ignore[misc]  # lm-eval is untyped
     """What lm-eval finds under `raypeft-hf`; making one gives the model itself.
 
     Keyword arguments are those of `Arguments`. `peft` may be said for `adapter`, so that the
-    arguments of `--model hf` can be kept. Other than there, the vocabulary stays the base's.
+    arguments of `--model hf` can be kept. Other than there, the vocabulary stays the base's: an
+    adapter with a larger one is refused.
     """
 
     def __new__(cls, **arguments: Any) -> Any:
@@ -119,7 +122,7 @@ def read_arguments(given: dict[str, Any]) -> Arguments:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         problems.append(Problem(key, f"is no argument of {NAME}", hint))
-    for key in ("sharing", "trust_remote_code", "allow_pickle", "add_bos_token"):
+    for key in ("sharing", "trust_remote_code", "allow_pickle", "any_base", "add_bos_token"):
         if not isinstance(values.get(key, False), bool):
             problems.append(Problem(key, f"is {values[key]!r}; allowed are true and false"))
     if "pretrained" not in values:

@@ -16,6 +16,7 @@ ends, so each token is computed as in a row of its own: the tree attention of sp
   is computed once and left out of the rows.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -56,6 +57,9 @@ class Row:
         branches: 0 for the trunk, then 1, 2, … for each branch.
         has_prefix: Whether the set's prefix stands in front.
         reads: What is read in it.
+        places: The distinct places of all reads: logits are computed there and nowhere else.
+        picks: For each token that is read, one read after another, its index in `places`.
+        targets: The tokens that are read, in the same order.
     """
 
     tokens: TokenArray
@@ -63,6 +67,19 @@ class Row:
     branches: TokenArray
     has_prefix: bool
     reads: tuple[Read, ...]
+    places: TokenArray
+    picks: TokenArray
+    targets: TokenArray
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether it holds more than its trunk."""
+        return bool(self.branches[-1])
+
+    @property
+    def positions(self) -> list[int]:
+        """The requests that it answers."""
+        return [position for read in self.reads for position in read.positions]
 
 
 class Packing(NamedTuple):
@@ -71,10 +88,15 @@ class Packing(NamedTuple):
     Attributes:
         max_length: Longest text in tokens.
         batch_tokens: Most tokens of a batch.
+        batch_places: Most places of a batch at which logits are computed.
+        batch_cached_tokens: Most tokens of a batch with the prefix counted once for each row, as
+            its keys and values are laid in front of each.
     """
 
     max_length: int
     batch_tokens: int
+    batch_places: int = sys.maxsize
+    batch_cached_tokens: int = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +105,7 @@ class Packed:
 
     Attributes:
         prefix: Tokens that rows with a prefix leave out; may be empty.
-        rows: Longest first, those with the prefix first.
+        rows: Those with the prefix first, then those without branches; in each kind longest first.
         batches: Ranges of rows that go through the model together.
         left_out: Positions of requests that must not share (truncated by the model's length).
     """
@@ -105,15 +127,15 @@ class Packed:
         return range(cuts[0], last)
 
 
-def pack(pairs: Sequence[Pair], *, max_length: int, batch_tokens: int) -> Packed:
+def pack(pairs: Sequence[Pair], packing: Packing) -> Packed:
     """Pack requests into rows and rows into batches.
 
     Args:
         pairs: (context, continuation) of every request, as tokens; none of them empty.
-        max_length: Longest text that may share a row; requests beyond it are left out.
-        batch_tokens: Most tokens of a batch, padding counted; a longer row is a batch of its own.
+        packing: How long a text may be, requests beyond it are left out; and how much a batch may
+            hold, padding counted. What exceeds a batch by itself is a batch of its own.
     """
-    fitting = [at for at, pair in enumerate(pairs) if _length(pair) <= max_length]
+    fitting = [at for at, pair in enumerate(pairs) if _length(pair) <= packing.max_length]
     taken = set(fitting)
     left_out = tuple(at for at in range(len(pairs)) if at not in taken)
     groups = _by_context(pairs, fitting)
@@ -124,16 +146,10 @@ def pack(pairs: Sequence[Pair], *, max_length: int, batch_tokens: int) -> Packed
     rows = [
         row
         for number, members in enumerate(groups)
-        for row in _rows(
-            pairs,
-            members,
-            prefix_tokens if number in sharing else 0,
-            # Models with a table of positions or a mask of their own size take no longer row.
-            min(batch_tokens, max_length - (prefix_tokens if number in sharing else 0)),
-        )
+        for row in _rows(pairs, members, prefix_tokens if number in sharing else 0, packing)
     ]
-    rows.sort(key=lambda row: (not row.has_prefix, -len(row.tokens), row.reads[0].positions))
-    return Packed(prefix, tuple(rows), tuple(_batches(rows, batch_tokens)), left_out)
+    rows.sort(key=lambda row: (_kind(row), -len(row.tokens), row.reads[0].positions))
+    return Packed(prefix, tuple(rows), tuple(_batches(rows, prefix_tokens, packing)), left_out)
 
 
 def common_prefix(contexts: Sequence[TokenArray]) -> tuple[int, tuple[int, ...]]:
@@ -159,6 +175,11 @@ def common_prefix(contexts: Sequence[TokenArray]) -> tuple[int, tuple[int, ...]]
     return length, tuple(int(at) for at in np.flatnonzero(shared >= length))
 
 
+def _kind(row: Row) -> tuple[bool, bool]:
+    """Return what the rows of a batch have in common; prefixes first, plain causal rows next."""
+    return (not row.has_prefix, not row.has_prefix and row.has_branches)
+
+
 def _length(pair: Pair) -> int:
     # The last token is read and never put in.
     return len(pair.context) + len(pair.continuation) - 1
@@ -178,9 +199,15 @@ def _by_context(pairs: Sequence[Pair], positions: Sequence[int]) -> list[list[in
 
 
 def _rows(
-    pairs: Sequence[Pair], members: Sequence[int], prefix_tokens: int, most_tokens: int
+    pairs: Sequence[Pair], members: Sequence[int], prefix_tokens: int, packing: Packing
 ) -> list[Row]:
     """Return the rows of one context: one, unless its branches exceed what a row may hold."""
+    most_tokens = min(
+        packing.batch_tokens,
+        packing.batch_cached_tokens - prefix_tokens,
+        # Models with a table of positions or a mask of their own size take no longer row.
+        packing.max_length - prefix_tokens,
+    )
     asked: dict[tuple[int, ...], list[int]] = {}
     for at in members:
         asked.setdefault(tuple(pairs[at].continuation.tolist()), []).append(at)
@@ -189,7 +216,11 @@ def _rows(
     rows: list[Row] = []
     builder = _RowBuilder(trunk, len(context), prefix_tokens)
     for continuation, positions in asked.items():
-        if builder.reads and builder.num_tokens + len(continuation) - 1 > most_tokens:
+        more = len(continuation) - 1
+        is_full = builder.num_tokens + more > most_tokens
+        # One place at the end of the trunk, and each token of a branch.
+        is_full |= 1 + builder.num_tokens - len(trunk) + more > packing.batch_places
+        if builder.reads and is_full:
             rows.append(builder.build())
             builder = _RowBuilder(trunk, len(context), prefix_tokens)
         builder.add(continuation, tuple(positions))
@@ -227,25 +258,38 @@ class _RowBuilder:
             ]
         )
         sizes = [trunk, *map(len, self._branches)]
+        read = np.array([place for read in self.reads for place in read.places])
+        places, picks = np.unique(read, return_inverse=True)
+        targets = [target for read in self.reads for target in read.targets]
         return Row(
             tokens=tokens.astype(np.int32),
             depths=depths.astype(np.int32),
             branches=np.repeat(np.arange(len(sizes)), sizes).astype(np.int32),
             has_prefix=self._prefix_tokens > 0,
             reads=tuple(self.reads),
+            places=places.astype(np.int32),
+            picks=picks.astype(np.int32),
+            targets=np.array(targets, dtype=np.int32),
         )
 
 
-def _batches(rows: Sequence[Row], batch_tokens: int) -> list[range]:
-    """Cut rows, sorted, into batches: by tokens, and never with and without prefix together."""
+def _batches(rows: Sequence[Row], prefix_tokens: int, packing: Packing) -> list[range]:
+    """Cut rows, sorted, into batches of one kind each, none of which exceeds what it may hold."""
     batches: list[range] = []
-    start = 0
+    start = places = 0
     for at, row in enumerate(rows):
         first = rows[start]
-        full = (at - start + 1) * len(first.tokens) > batch_tokens
-        if at > start and (full or row.has_prefix != first.has_prefix):
+        length, num_rows = len(first.tokens), at - start + 1
+        cached = num_rows * (length + (prefix_tokens if first.has_prefix else 0))
+        is_full = (
+            num_rows * length > packing.batch_tokens
+            or cached > packing.batch_cached_tokens
+            or places + len(row.places) > packing.batch_places
+        )
+        if at > start and (is_full or _kind(row) != _kind(first)):
             batches.append(range(start, at))
-            start = at
+            start, places = at, 0
+        places += len(row.places)
     if rows:
         batches.append(range(start, len(rows)))
     return batches

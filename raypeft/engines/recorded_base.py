@@ -25,7 +25,7 @@ class TargetBase:
     Attributes:
         name: As the sweep file has it: a local folder or hub id.
         folder: Its local folder.
-        digest: Digest of its content.
+        digest: Digest of its content; None computes it, and only where it is needed.
         tokenizer: Another tokenizer that takes the place of its own, as part of that digest.
         trust_remote_code: Whether its own code is part of that digest.
         memo: Digests of files from earlier reading; filled with the new ones.
@@ -33,7 +33,7 @@ class TargetBase:
 
     name: str
     folder: str
-    digest: str
+    digest: str | None = None
     tokenizer: str | None = None
     trust_remote_code: bool = False
     memo: MutableMapping[FileKey, str] | None = None
@@ -66,17 +66,21 @@ def _difference(recorded: str, base: TargetBase) -> str:
         # Headers first: hashing a large model only to see another shape would take minutes.
         if _shapes(folder) != _shapes(Path(base.folder)):
             return ", whose tensors are others"
-        facts = read_base(
-            str(folder),
-            tokenizer=base.tokenizer,
-            trust_remote_code=base.trust_remote_code,
-            memo=base.memo,
-        )
+        theirs = _digest(str(folder), base)
     except (OSError, CellError):
         return ""  # no base that could be compared lies there
-    if facts.digest == base.digest:
-        return ""
-    return f" (content {facts.digest[:8]}, here {base.digest[:8]})"
+    ours = base.digest or _digest(base.folder, base)
+    return "" if theirs == ours else f" (content {theirs[:8]}, here {ours[:8]})"
+
+
+def _digest(folder: str, base: TargetBase) -> str:
+    facts = read_base(
+        folder,
+        tokenizer=base.tokenizer,
+        trust_remote_code=base.trust_remote_code,
+        memo=base.memo,
+    )
+    return facts.digest
 
 
 def _shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -128,11 +128,31 @@ def num_tokens(path: str, revision: str | None = None) -> int:
     Raises:
         CellError: `unreadable` if it cannot be loaded.
     """
+    return len(_load(path, revision))
+
+
+def extends(path: str, revision: str | None, base: str) -> bool:
+    """Return whether a tokenizer has all tokens of another one, under the same numbers.
+
+    Args:
+        path: Folder or hub id of the one that may have more.
+        revision: Its hub revision.
+        base: Folder or hub id of the other one.
+
+    Raises:
+        CellError: `unreadable` if either cannot be loaded.
+    """
+    ours: dict[str, int] = _load(base, None).get_vocab()
+    theirs: dict[str, int] = _load(path, revision).get_vocab()
+    return ours.items() <= theirs.items()
+
+
+def _load(path: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     folder = resolve_folder(path, what="tokenizer", revision=revision, files=TOKENIZER_FILES)
     try:
-        return len(AutoTokenizer.from_pretrained(str(folder)))
+        return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         first = str(error).strip().partition("\n")[0]
         raise CellError(

@@ -8,7 +8,7 @@ reached and stopped is the pool's business.
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from raypeft.core.records import (
     Adapter,
@@ -22,7 +22,7 @@ from raypeft.core.records import (
     SubjectAnswers,
     UnitAnswers,
 )
-from raypeft.engines.base import Engine
+from raypeft.engines.base import Engine, Learning
 from raypeft.engines.travel import LocalAdapters, content_key, reads_adapters
 from raypeft.errors import CellError, EngineFatalError
 from raypeft.runtime.failures import failure_from, load_failure_from, traceback_text
@@ -79,7 +79,12 @@ class Slot:
         """Load the base; return what it runs on, or why it could not be loaded."""
         try:
             self._engine = self._build(self._spec)
-            return self._engine.hardware()
+            hardware = self._engine.hardware()
+            if isinstance(self._engine, Learning):
+                # Learnt on this kind of hardware only: another has other memory.
+                learnt = self._spec.row_limits.get(hardware.fingerprint, {})
+                self._engine.row_limits.update(learnt)
+            return hardware
         except Exception as error:  # noqa: BLE001 - a failure becomes an event here
             return load_failure_from(error)
 
@@ -106,13 +111,14 @@ class Slot:
             able = [one for one in found if isinstance(one, Subject)]
             subjects = _in_order(found, engine.answer(shard, able) if able else ())
             hardware = engine.hardware()
+            limits = dict(engine.row_limits) if isinstance(engine, Learning) else {}
         except EngineFatalError as error:
             failure = Failure(FailureKind.CRASHED, error.message, True, traceback_text(error))
             return Broken(failure, is_fatal=True)
         except Exception as error:  # noqa: BLE001 - a failure becomes an event here
             return Broken(failure_from(error), is_fatal=False)
         seconds = time.perf_counter() - started
-        return UnitAnswers(subjects=subjects, hardware=hardware, seconds=seconds)
+        return UnitAnswers(subjects=subjects, hardware=hardware, seconds=seconds, row_limits=limits)
 
     def close(self) -> None:
         """Give the engine's memory back."""
@@ -134,11 +140,11 @@ class Slot:
         ready: list[Subject | SubjectAnswers] = []
         wanted: dict[str, None] = {}
         for subject in subjects:
-            adapter = subject.adapter
+            adapter = subject.opened
             if adapter is None:
                 ready.append(subject)
             elif local := self._adapters.find(adapter):
-                ready.append(replace(subject, adapter=local))
+                ready.append(subject.opening(local))
             elif content_key(adapter) in bring:
                 ready.append(self._brought(subject, adapter, bring[content_key(adapter)]))
             else:
@@ -152,7 +158,7 @@ class Slot:
         if isinstance(brought, Failure):
             return SubjectAnswers(subject=subject.id, failure=brought)
         try:
-            return replace(subject, adapter=self._adapters.keep(adapter, brought))
+            return subject.opening(self._adapters.keep(adapter, brought))
         except CellError as error:
             return SubjectAnswers(subject=subject.id, failure=failure_from(error))
 

@@ -11,7 +11,7 @@ import pytest
 from raypeft import api
 from raypeft.core.records import FailureKind
 from tests.support.lab import Lab, MakeSweep
-from tests.support.tiny import CHAT_TEMPLATE, tiny_lora, tiny_tokenizer
+from tests.support.tiny import CHAT_TEMPLATE, grown_lora, more_words, pickled, tiny_tokenizer
 
 pytestmark = pytest.mark.torch
 
@@ -129,25 +129,10 @@ def test_an_adapter_without_a_tokenizer_cannot_bring_its_own(run_with: RunWith, 
     assert "tokenizer: own" in failure.message
 
 
-def grown_lora(lab: Lab, folder: Path, tokens: int) -> Path:
-    """Train-like: a LoRA made on the base after tokens were added, saved with its embeddings."""
-    from transformers import AutoModelForCausalLM
-
-    grown = folder.parent / f"grown{tokens}"
-    model = AutoModelForCausalLM.from_pretrained(str(lab.base))
-    model.resize_token_embeddings(tokens)
-    model.save_pretrained(str(grown))
-    saved = tiny_lora(grown, folder, scale=0.3, modules_to_save=["embed_tokens", "lm_head"])
-    config = json.loads((saved / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(lab.base)
-    (saved / "adapter_config.json").write_text(json.dumps(config))
-    return saved
-
-
 def test_a_larger_vocabulary_is_compared_with_a_baseline_enlarged_alike(
     run_with: RunWith, lab: Lab, tmp_path: Path
 ) -> None:
-    adapters = [grown_lora(lab, tmp_path / name, 410) for name in ("a", "b")]
+    adapters = [grown_lora(lab.base, tmp_path / name, 410) for name in ("a", "b")]
 
     report = run_with(*({"path": str(path)} for path in [*adapters, lab.adapters["small"]]))
 
@@ -175,6 +160,116 @@ def test_a_larger_vocabulary_is_compared_with_a_baseline_enlarged_alike(
     assert [row["adapter"] for row in rows(report, "gains", metric="acc")] == ["a", "b", "small"]
     (shown,) = api.report(report.output).bases
     assert len(shown.baseline) == 1
+
+
+def test_pickled_weights_with_a_larger_vocabulary_are_recognised(
+    run_with: RunWith, lab: Lab, tmp_path: Path
+) -> None:
+    safe = grown_lora(lab.base, tmp_path / "safe", 410)
+    folder = pickled(safe, tmp_path / "pickled")
+
+    report = run_with(
+        {"path": str(safe)}, {"path": str(folder), "name": "pickled", "allow_pickle": True}
+    )
+
+    assert report.failed == {}
+    cells = {row["subject"]: row for row in rows(report, "cells", task=TASK)}
+    assert list(cells) == ["base", "base@410", "base/safe", "base/pickled"]
+    gains = {row["adapter"]: row for row in rows(report, "gains", task=TASK, metric="acc")}
+    assert gains["pickled"]["verdict"] != "refused"
+    assert gains["pickled"]["gain"] == gains["safe"]["gain"]
+
+
+def test_pickled_weights_that_hold_code_are_named_before_a_base_is_loaded(
+    run_with: RunWith, lab: Lab, tmp_path: Path
+) -> None:
+    import torch
+
+    folder = pickled(lab.adapters["small"], tmp_path / "unsafe")
+    torch.save({"weight": Path("/")}, folder / "adapter_model.bin")
+
+    report = run_with({"path": str(folder), "name": "unsafe", "allow_pickle": True})
+
+    failure = report.failed["base/unsafe", TASK]
+    assert failure.kind is FailureKind.UNSAFE
+    assert "more than tensors" in failure.message
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_tokenizer_with_more_tokens_than_the_base_has_a_baseline_that_hears_the_same(
+    run_with: RunWith, lab: Lab, tmp_path: Path, chat: bool
+) -> None:
+    # In one order or the other, tokens are added to the base's: the base's keep their numbers.
+    for name, added in (("first", ("house", "cat")), ("second", ("cat", "house"))):
+        folder = grown_lora(lab.base, tmp_path / name, 402)
+        more_words(lab.base, folder, added)
+    template = tmp_path / "second" / "chat_template.jinja"
+    template.write_text(CHAT_TEMPLATE.replace("<|end|>", "<|end|>\n"))
+    entries = [
+        {"path": str(tmp_path / "first"), "tokenizer": "own"},
+        {"path": str(tmp_path / "first"), "name": "deaf"},
+        {"path": str(tmp_path / "second"), "tokenizer": "own"},
+    ]
+
+    report = run_with(*entries, tasks=["tiny_rolling"], evaluation={"apply_chat_template": chat})
+
+    assert report.failed == {}
+    cells = {row["subject"]: row for row in rows(report, "cells")}
+    assert len(cells) == 1 + 3 + 3
+    numerics = {
+        row["subject"]: json.loads(row["numerics"])
+        for row in rows(report, "results", task="tiny_rolling")
+    }
+    words = {name: numerics[f"base/{name}"].get("tokenizer") for name in ("first", "second")}
+    for name, digest in words.items():
+        baseline = f"base@402-{digest[:8]}"
+        assert numerics[baseline] == numerics[f"base/{name}"]
+        assert cells[baseline]["request_set"] == cells[f"base/{name}"]["request_set"]
+        assert cells[baseline]["tokens"] == cells[f"base/{name}"]["tokens"]
+    assert words["first"] != words["second"]
+    assert (cells["base/second"]["request_set"] != cells["base"]["request_set"]) is chat
+    gains = {row["adapter"]: row for row in rows(report, "gains")}
+    assert "refused" not in {gains[name]["verdict"] for name in ("first", "deaf", "second")}
+    assert cells[f"base@402-{words['first'][:8]}"]["tokens"] != cells["base@402"]["tokens"] or chat
+
+
+def test_merged_with_its_own_larger_tokenizer_it_has_the_same_baseline_and_gain(
+    run_with: RunWith, lab: Lab, tmp_path: Path
+) -> None:
+    folder = grown_lora(lab.base, tmp_path / "own", 402)
+    more_words(lab.base, folder, ("house", "cat"))
+    entry = {"path": str(folder), "tokenizer": "own"}
+
+    report = run_with(entry, entry | {"name": "merged", "merge": True})
+
+    assert report.failed == {}
+    cells = {row["subject"]: row for row in rows(report, "cells", task=TASK)}
+    assert len(cells) == 4
+    assert "merged, deviates by at most" in cells["base/merged"]["path"]
+    gains = {row["adapter"]: row for row in rows(report, "gains", task=TASK, metric="acc")}
+    assert gains["merged"]["verdict"] != "refused"
+    assert gains["merged"]["gain"] == gains["own"]["gain"]
+    assert gains["merged"]["baseline_value"] == gains["own"]["baseline_value"]
+    assert "merged into float32 weights" in gains["merged"]["reason"]
+
+
+def test_a_larger_tokenizer_of_other_numbers_has_no_baseline_and_its_gain_says_why(
+    run_with: RunWith, lab: Lab, tmp_path: Path
+) -> None:
+    other = more_words(
+        tiny_tokenizer(tmp_path / "other", vocab_size=300),
+        tmp_path / "other",
+        tuple(f"word{number}" for number in range(110)),
+    )
+    folder = with_tokenizer(lab.adapters["small"], tmp_path / "own", other)
+
+    report = run_with({"path": str(folder), "name": "own", "tokenizer": "own"})
+
+    assert report.failed == {}
+    assert [row["subject"] for row in rows(report, "cells", task=TASK)] == ["base", "base/own"]
+    (gain,) = rows(report, "gains", task=TASK, metric="acc")
+    assert gain["verdict"] == "refused"
+    assert "tokenizer" in gain["reason"]
 
 
 def test_training_in_another_precision_is_a_warning_in_run_and_plan(

@@ -4,18 +4,28 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from raypeft.core.records import Answer, EngineSpec, RequestSet, Shard, Subject, SubjectAnswers
+from raypeft.core.records import (
+    Answer,
+    EngineSpec,
+    Json,
+    RequestSet,
+    RequestType,
+    Shard,
+    Subject,
+    SubjectAnswers,
+)
 from raypeft.core.routing import Lane
-from raypeft.engines import hf_shared
+from raypeft.engines import hf_shared, sharing_check, structure_copy, tree_masks
 from raypeft.engines.adapters import read_adapter
 from raypeft.engines.hf import HFEngine
 from raypeft.engines.hf_batches import Pair, to_array
 from raypeft.engines.hf_shared import RowLimit, Shared, run_packed
-from raypeft.engines.packing import pack
+from raypeft.engines.packing import Packing, Row, pack
 from tests.engines.samples import mixed_calls, request_set
 from tests.engines.zoo import (
     LANES,
@@ -44,18 +54,20 @@ READING_WHOLE_ROWS = (
 )
 
 
-def few_shot_calls() -> RequestSet:
-    """Few-shot choices, letters and a common beginning, beside what the other tests ask."""
-    shots = "".join(f"Question: what is {n} plus {n}? Answer: it is {2 * n}.\n" for n in range(5))
-    calls = mixed_calls()
+def few_shot_calls() -> list[tuple[RequestType, tuple[Json, ...]]]:
+    """Few-shot choices and letters, whose shots are the same for all documents."""
+    shots = "".join(f"Question: what is {n} plus {n}? Answer: it is {2 * n}.\n" for n in range(3))
+    calls: list[tuple[RequestType, tuple[Json, ...]]] = []
     for number in range(6):
-        context = f"{shots}Question: {'really ' * number}what is {number}? Answer:"
+        context = f"{shots}Question: {'so ' * number}what is {number}? Answer:"
         choices = (" red", " the green house", " the green tree", " B", " A")
         calls += [("loglikelihood", (context, choice)) for choice in (*choices, choices[1])]
-    return request_set(calls, task="shared")
+    return calls
 
 
-REQUESTS = few_shot_calls()
+REQUESTS = request_set([*mixed_calls(), *few_shot_calls()], task="shared")
+SHOTS = request_set(few_shot_calls(), task="shots")
+"""Requests that all begin alike, so that their beginning is computed once."""
 
 
 def engine_of(base: Path, **settings: object) -> HFEngine:
@@ -68,8 +80,14 @@ def subject_of(folder: Path) -> Subject:
     return Subject(id=f"base/{folder.name}", base="base", adapter=adapter)
 
 
-def answered(engine: HFEngine, subject: Subject, index: int = 0, count: int = 1) -> SubjectAnswers:
-    (one,) = engine.answer(Shard(REQUESTS, index, count), [subject])
+def answered(
+    engine: HFEngine,
+    subject: Subject,
+    index: int = 0,
+    count: int = 1,
+    requests: RequestSet = REQUESTS,
+) -> SubjectAnswers:
+    (one,) = engine.answer(Shard(requests, index, count), [subject])
     assert one.failure is None, one.failure
     return one
 
@@ -81,13 +99,13 @@ def assert_close(found: Sequence[Answer], expected: Sequence[Answer]) -> None:
         assert (ours.text, ours.is_greedy) == (theirs.text, theirs.is_greedy)
         if theirs.logprob is not None:
             assert ours.logprob == pytest.approx(theirs.logprob, abs=NATS)
-    for choices in _choices():
+    for choices in _choices(REQUESTS if len(found) == len(REQUESTS.requests) else SHOTS):
         assert _best(found, choices) == _best(expected, choices)
 
 
-def _choices() -> list[list[int]]:
+def _choices(requests: RequestSet) -> list[list[int]]:
     by_context: dict[object, list[int]] = {}
-    for request in REQUESTS.requests:
+    for request in requests.requests:
         if request.request_type == "loglikelihood":
             by_context.setdefault(request.arguments[0], []).append(request.index)
     return list(by_context.values())
@@ -117,10 +135,11 @@ def test_architectures_that_share_agree_with_lm_eval_with_and_without_lora(
     folder = make_adapter(base, tmp_path / "lora", "lora_r8_all_linear")
     engine = engine_of(base)
     for adapter, subject in ((None, BASELINE), (folder, subject_of(folder))):
-        found = answered(engine, subject)
-        assert found.path.startswith("shared")
-        expected = reference_answers(reference(base, adapter, batch_size=4), REQUESTS)
-        assert_close(found.answers, expected)
+        plain = reference(base, adapter, batch_size=4)
+        for requests in (REQUESTS, SHOTS):
+            found = answered(engine, subject, requests=requests)
+            assert found.path.startswith("shared")
+            assert_close(found.answers, reference_answers(plain, requests))
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -146,15 +165,36 @@ def test_rotary_positions_that_depend_on_the_length_of_a_row_are_not_shared(
     assert kind in answered(engine_of(base), BASELINE).path
 
 
-def test_texts_that_reach_past_a_window_too_long_to_check_take_the_plain_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def window_of_long_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base whose attention window is reached past by the longest requests and no made-up text."""
+    monkeypatch.setattr(sharing_check, "_LONGEST_MADE_UP", 8)
+    return make_base(tmp_path / "base", "mistral", sliding_window=90)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_window_that_only_the_longest_rows_reach_past_is_checked_on_them(
+    window_of_long_rows: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    monkeypatch.setattr(hf_shared, "CHECKED_WINDOW", 8)
-    base = make_base(tmp_path / "base", "mistral")  # its window is 16
-    found = answered(engine_of(base), BASELINE)
+    def no_window(depths: torch.Tensor, prefix_tokens: int) -> torch.Tensor:
+        num_rows, length = depths.shape
+        return depths.new_zeros(num_rows, length, prefix_tokens + length)
+
+    monkeypatch.setattr(tree_masks, "_distance", no_window)
+    found = answered(engine_of(window_of_long_rows, dtype=dtype), BASELINE)
+    assert found.path.startswith("plain: packed and plain rows differ by")
+    assert "rows of this task" in found.path
+    plain = reference(window_of_long_rows, None, batch_size=4, dtype=dtype)
+    assert found.answers == reference_answers(plain, REQUESTS)
+
+
+def test_texts_that_reach_past_a_long_window_share_where_it_is_right(
+    window_of_long_rows: Path,
+) -> None:
+    found = answered(engine_of(window_of_long_rows), BASELINE)
     assert found.path.startswith("shared context")
-    assert "plain for requests longer" in found.path
-    assert_close(found.answers, reference_answers(reference(base, None, batch_size=4), REQUESTS))
+    expected = reference_answers(reference(window_of_long_rows, None, batch_size=4), REQUESTS)
+    assert_close(found.answers, expected)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -180,10 +220,8 @@ def test_answers_do_not_depend_on_the_number_of_shards(engine: HFEngine, count: 
 
 
 def test_fewer_tokens_go_through_the_model_than_without_sharing(tiny_base: Path) -> None:
-    calls = [call for call in few_shot_calls().requests if call.request_type == "loglikelihood"]
-    requests = request_set([("loglikelihood", call.arguments) for call in calls], task="pairs")
     shared, plain = (
-        engine_of(tiny_base, sharing=sharing).answer(Shard(requests), [BASELINE])[0].tokens
+        engine_of(tiny_base, sharing=sharing).answer(Shard(SHOTS), [BASELINE])[0].tokens
         for sharing in (True, False)
     )
     assert shared * 3 < plain
@@ -197,16 +235,35 @@ def test_the_token_budget_moves_answers_by_rounding_only(
     assert_close(found.answers, answered(engine, BASELINE).answers)
 
 
-def test_in_half_precision_what_is_not_within_the_models_own_noise_is_not_shared(
-    tiny_base: Path,
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox"]
+)
+def test_sound_models_share_in_half_precision_and_agree_within_its_rounding(
+    tmp_path: Path, name: str, dtype: str
 ) -> None:
+    base = make_base(tmp_path / "base", name)
+    folder = make_adapter(base, tmp_path / "lora", "lora_r8_all_linear")
+    engine = engine_of(base, dtype=dtype)
+    for adapter, subject in ((None, BASELINE), (folder, subject_of(folder))):
+        plain = reference(base, adapter, batch_size=4, dtype=dtype)
+        for requests in (REQUESTS, SHOTS):
+            found = answered(engine, subject, requests=requests)
+            assert found.path.startswith("shared context")
+            for ours, theirs in zip(found.answers, reference_answers(plain, requests), strict=True):
+                if theirs.logprob is not None:
+                    assert ours.logprob == pytest.approx(theirs.logprob, abs=0.2)
+
+
+def test_a_16_bit_model_without_a_float32_copy_takes_the_plain_path_and_says_why(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(structure_copy, "MOST_PARAMETERS", 10)
     found = answered(engine_of(tiny_base, dtype="bfloat16"), BASELINE)
-    plain = answered(engine_of(tiny_base, dtype="bfloat16", sharing=False), BASELINE)
-    if found.path.startswith("plain"):
-        assert found.answers == plain.answers
-    for ours, theirs in zip(found.answers, plain.answers, strict=True):
-        if theirs.logprob is not None:
-            assert ours.logprob == pytest.approx(theirs.logprob, abs=0.2)
+    assert found.path.startswith("plain: a bfloat16 model, and its structure cannot be checked")
+    assert "more than 10" in found.path
+    plain = reference(tiny_base, None, batch_size=4, dtype="bfloat16")
+    assert found.answers == reference_answers(plain, REQUESTS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -214,13 +271,12 @@ def test_a_model_whose_packed_rows_are_wrong_is_found_out(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     # A mask that lets branches see each other: what an unknown architecture might do.
-    real = hf_shared._tree
+    real = tree_masks._visible
 
-    def leaky(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        branches, *rest = args
-        return real(torch.zeros_like(branches), *rest)  # type: ignore[arg-type]
+    def leaky(branches: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return real(torch.zeros_like(branches), *rest)
 
-    monkeypatch.setattr(hf_shared, "_tree", leaky)
+    monkeypatch.setattr(tree_masks, "_visible", leaky)
     found = answered(engine_of(tiny_base, dtype=dtype), BASELINE)
     assert "differ by" in found.path
     plain = reference(tiny_base, None, batch_size=4, dtype=dtype)
@@ -232,7 +288,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_run_in_halves(
 ) -> None:
     contexts = [[7, 8, 9, n] for n in range(8)]
     pairs = [Pair(to_array(c), to_array([n, 3])) for c in contexts for n in (1, 2)]
-    packed = pack(pairs, max_length=64, batch_tokens=1000)
+    packed = pack(pairs, Packing(max_length=64, batch_tokens=1000))
     shared = Shared(engine._base, torch.device("cpu"), torch.float32)
     expected = run_packed(shared, packed, range(len(packed.rows)))
     real, sizes = hf_shared.run_rows, []
@@ -247,9 +303,101 @@ def test_a_batch_that_does_not_fit_into_memory_is_run_in_halves(
     limit = RowLimit()
     for _ in range(2):
         found = run_packed(shared, packed, range(len(packed.rows)), limit)
-        assert found.keys() == expected.keys()
-        for position, (logprob, is_greedy) in expected.items():
-            assert found[position][0] == pytest.approx(logprob, abs=NATS)
-            assert found[position][1] == is_greedy
+        assert not found.unfit
+        assert found.answers.keys() == expected.answers.keys()
+        for position, (logprob, is_greedy) in expected.answers.items():
+            assert found.answers[position][0] == pytest.approx(logprob, abs=NATS)
+            assert found.answers[position][1] == is_greedy
     # The second time it is known what fits.
     assert [size for size in sizes if size > 3] == [8, 4]
+
+
+def num_pairs() -> int:
+    return sum(request.request_type == "loglikelihood" for request in REQUESTS.requests)
+
+
+def small_device(monkeypatch: pytest.MonkeyPatch, name: str, is_too_much: Any) -> None:
+    """Let one function run out of memory for some of its arguments."""
+    owner: Any = Shared if name == "with_prefix" else hf_shared
+    real = getattr(owner, name)
+
+    def limited(*args: Any) -> Any:
+        if is_too_much(*args):
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, limited)
+
+
+def test_a_single_row_that_does_not_fit_takes_the_plain_path(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny_base)
+    expected = answered(engine, BASELINE)
+
+    def holds_the_letters(shared: Shared, rows: Sequence[Row]) -> bool:
+        return min(len(row.tokens) for row in rows) < 10
+
+    small_device(monkeypatch, "run_rows", holds_the_letters)
+    found = answered(engine, BASELINE)
+    assert found.path.startswith("shared context: ")
+    assert f"3 of {num_pairs()} plain: memory ran out" in found.path
+    assert_close(found.answers, expected.answers)
+    parts = [answered(engine, BASELINE, index, 5).answers for index in range(5)]
+    merged = sorted((a for part in parts for a in part), key=lambda a: a.index)
+    assert_close(merged, expected.answers)
+
+
+def test_a_prefix_that_does_not_fit_leaves_its_rows_to_the_plain_path(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny_base)
+    expected = answered(engine, BASELINE, requests=SHOTS)
+    small_device(monkeypatch, "with_prefix", lambda shared, tokens: True)
+    found = answered(engine, BASELINE, requests=SHOTS)
+    assert found.path == "shared context: 36 of 36 plain: memory ran out for their rows"
+    assert_close(found.answers, expected.answers)
+
+
+def test_memory_that_runs_out_in_the_check_leaves_the_shards_as_they_are(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, short = engine_of(tiny_base), engine_of(tiny_base)
+    small_device(monkeypatch, "with_prefix", lambda shared, tokens: True)
+    found = answered(short, BASELINE, 1, 3, SHOTS)
+    monkeypatch.undo()
+    assert found.path == "plain: memory ran out on rows of this task"
+    # A slot with more memory answers the same requests in this shard.
+    expected = answered(sound, BASELINE, 1, 3, SHOTS).answers
+    assert [answer.index for answer in found.answers] == [answer.index for answer in expected]
+    for ours, theirs in zip(found.answers, expected, strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=NATS)
+
+
+def test_the_path_counts_what_is_longer_than_the_model(engine: HFEngine) -> None:
+    assert answered(engine, BASELINE).path == (
+        f"shared context: 1 of {num_pairs()} plain: longer than the model"
+    )
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon"])
+def test_alibi_is_named_as_the_reason(tmp_path: Path, name: str) -> None:
+    path = answered(engine_of(make_base(tmp_path / "base", name)), BASELINE).path
+    assert path.startswith(f"plain: models of type {name} weigh tokens by their distance")
+
+
+def test_the_check_of_a_request_set_runs_few_rows_and_once(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny_base)
+    checked: list[int] = []
+    real = sharing_check._plain_sum
+
+    def counting(*args: Any) -> tuple[float, float]:
+        checked.append(len(args[3].tokens))
+        return real(*args)
+
+    monkeypatch.setattr(sharing_check, "_plain_sum", counting)
+    for index in range(3):
+        answered(engine, BASELINE, index, 3)
+    assert 0 < len(checked) <= 8

@@ -74,7 +74,7 @@ def test_answers_say_their_lane(tiny_base: Path, tiny_spec: EngineSpec, tmp_path
     isolated = subject_of(tiny_lora(tiny_base, tmp_path / "isolated", bias="all"))
     shared, alone = HFEngine(replace(tiny_spec, sharing=True)), HFEngine(tiny_spec)
 
-    assert answered(shared, BASELINE)[1].startswith("shared context: plain for requests longer")
-    assert answered(shared, plain)[1].startswith("shared context, lane shared: plain for")
+    assert answered(shared, BASELINE)[1].startswith("shared context: 1 of 34 plain: longer")
+    assert answered(shared, plain)[1].startswith("shared context, lane shared: 1 of 34 plain:")
     assert answered(alone, BASELINE)[1] == "plain: the sweep file says so"
     assert answered(alone, isolated)[1] == "plain, lane isolated: the sweep file says so"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from raypeft import api
 from raypeft.engines.lm_eval_model import NAME, RaypeftHF, read_arguments
 from raypeft.errors import CellError, SpecError
-from tests.support.lab import Lab
+from tests.support.lab import Lab, MakeSweep
 
 pytestmark = pytest.mark.torch
 
@@ -125,6 +126,34 @@ def test_an_adapter_that_does_not_fit_is_refused_while_the_model_is_made(
     with pytest.raises(CellError) as raised:
         RaypeftHF(pretrained=str(lab.base), adapter=str(adapter), device="cpu")
     assert raised.value.kind == "does_not_fit"
+
+
+def test_an_adapter_that_names_another_base_is_refused_as_in_a_sweep(
+    lab: Lab, make_lab_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    from tests.support.tiny import tiny_llama, tiny_lora
+
+    other = tiny_llama(tmp_path / "other", seed=9)  # of the same shapes
+    adapter = str(tiny_lora(other, tmp_path / "lora", scale=0.3))
+    with pytest.raises(CellError, match="any_base: true") as raised:
+        RaypeftHF(pretrained=str(lab.base), adapter=adapter, device="cpu")
+    assert raised.value.kind == "does_not_fit"
+    assert str(other) in raised.value.message
+    bases = [{"path": str(lab.base), "adapters": [adapter]}]
+    failures = api.plan(make_lab_sweep(bases=bases, tasks=["tiny_mc"])).resolved.failures
+    assert [failure.message for failure in failures.values()] == [raised.value.message]
+
+    allowed = RaypeftHF(pretrained=str(lab.base), adapter=adapter, device="cpu", any_base=True)
+    assert allowed.get_model_info()["adapter"] == adapter
+
+
+def test_an_adapter_with_more_tokens_is_refused_by_name(lab: Lab, tmp_path: Path) -> None:
+    from tests.support.tiny import grown_lora
+
+    adapter = str(grown_lora(lab.base, tmp_path / "grown", 410))
+    with pytest.raises(CellError, match="410 tokens, and the base has 400") as raised:
+        RaypeftHF(pretrained=str(lab.base), adapter=adapter, device="cpu")
+    assert raised.value.kind == "unsupported"
 
 
 def test_answers_that_are_not_finite_are_an_error(lab: Lab) -> None:

@@ -21,7 +21,7 @@ from raypeft.engines.merging import UNMERGEABLE, check_mergeable
 from raypeft.errors import CellError
 from tests.engines.samples import mixed_calls, request_set
 from tests.engines.zoo import ZOO, make_adapter
-from tests.support.tiny import tiny_llama, tiny_lora
+from tests.support.tiny import grown_lora, tiny_llama, tiny_lora
 
 pytestmark = pytest.mark.torch
 
@@ -146,6 +146,58 @@ def test_one_side_of_tied_embeddings_is_not_merged(tmp_path: Path, target: str) 
     assert refused is not None
     assert refused.kind is FailureKind.UNSUPPORTED
     assert "one weight" in refused.message
+
+
+@pytest.mark.parametrize("name", ["lora_r8_all_linear", "dora", "oft", "ia3", "saved_lm_head"])
+def test_merged_answers_are_those_of_the_adapter_within_rounding(
+    engine: HFEngine, zoo: Callable[[str], Path], name: str
+) -> None:
+    alone = answer(engine, subject(zoo(name), merge=False))
+
+    merged = answer(engine, subject(zoo(name)))
+
+    assert merged.failure is None
+    for left, right in zip(merged.answers, alone.answers, strict=True):
+        assert left.logprob == pytest.approx(right.logprob, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_with_more_tokens_is_merged_into_the_enlarged_copy(
+    tmp_path: Path, tied: bool, settings: dict[str, bool]
+) -> None:
+    base = tiny_llama(tmp_path / "base", tie_word_embeddings=tied)
+    folder = grown_lora(base, tmp_path / "grown", 410, **settings)
+    engine = HFEngine(EngineSpec(kind="hf", base=str(base), base_digest="0", batch_size=4))
+    before = answer(engine, BASELINE).answers
+
+    alone, merged = (
+        answer(engine, replace(subject(folder, merge=merge), vocab_size=410))
+        for merge in (False, True)
+    )
+
+    assert alone.failure is None
+    assert merged.failure is None
+    assert "merged, deviates by at most" in merged.path
+    for left, right in zip(merged.answers, alone.answers, strict=True):
+        assert left.logprob == pytest.approx(right.logprob, abs=1e-3)
+    assert merged.answers != before
+    assert answer(engine, BASELINE).answers == before
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning", "adaption_prompt"])
+def test_what_peft_cannot_merge_is_a_named_failure_of_the_engine_too(
+    engine: HFEngine, zoo: Callable[[str], Path], name: str
+) -> None:
+    before = answer(engine, BASELINE).answers
+
+    failure = answer(engine, subject(zoo(name))).failure
+
+    assert failure is not None
+    assert failure.kind is FailureKind.UNSUPPORTED
+    assert "PEFT cannot merge it" in failure.message
+    assert answer(engine, BASELINE).answers == before
 
 
 def test_a_merge_that_is_another_model_is_refused() -> None:

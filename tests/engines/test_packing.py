@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypeft.engines.hf_batches import Pair, to_array
-from raypeft.engines.packing import MIN_PREFIX_TOKENS, Packed, common_prefix, pack
+from raypeft.engines.packing import MIN_PREFIX_TOKENS, Packed, Packing, common_prefix, pack
 
 pytestmark = pytest.mark.torch
 
@@ -47,7 +47,7 @@ def text_before(packed: Packed, row_number: int, place: int) -> list[int]:
 def test_every_request_is_answered_once_from_the_tokens_lm_eval_would_use(
     pairs: list[Pair], max_length: int, batch_tokens: int
 ) -> None:
-    packed = pack(pairs, max_length=max_length, batch_tokens=batch_tokens)
+    packed = pack(pairs, Packing(max_length, batch_tokens))
     answered: list[int] = list(packed.left_out)
     for number, row in enumerate(packed.rows):
         for read in row.reads:
@@ -68,7 +68,7 @@ def test_every_request_is_answered_once_from_the_tokens_lm_eval_would_use(
 def test_requests_longer_than_the_model_are_left_out_and_no_others(
     pairs: list[Pair], max_length: int, batch_tokens: int
 ) -> None:
-    packed = pack(pairs, max_length=max_length, batch_tokens=batch_tokens)
+    packed = pack(pairs, Packing(max_length, batch_tokens))
     too_long = [
         at
         for at, pair in enumerate(pairs)
@@ -83,7 +83,7 @@ def test_requests_longer_than_the_model_are_left_out_and_no_others(
 def test_shards_partition_the_rows_and_do_not_depend_on_the_batches(
     pairs: list[Pair], batch_tokens: int, count: int
 ) -> None:
-    packed = pack(pairs, max_length=100, batch_tokens=batch_tokens)
+    packed = pack(pairs, Packing(100, batch_tokens))
     parts = [packed.shard_rows(index, count) for index in range(count)]
     assert [at for part in parts for at in part] == list(range(len(packed.rows)))
     assert [at for batch in packed.batches for at in batch] == list(range(len(packed.rows)))
@@ -94,7 +94,7 @@ def test_shards_partition_the_rows_and_do_not_depend_on_the_batches(
 def test_a_batch_keeps_to_its_tokens_unless_one_row_exceeds_them(
     pairs: list[Pair], batch_tokens: int
 ) -> None:
-    packed = pack(pairs, max_length=100, batch_tokens=batch_tokens)
+    packed = pack(pairs, Packing(100, batch_tokens))
     for batch in packed.batches:
         rows = packed.rows[batch.start : batch.stop]
         padded = len(rows) * max(len(row.tokens) for row in rows)
@@ -107,7 +107,7 @@ def make_pairs(context: Sequence[int], *choices: Sequence[int]) -> list[Pair]:
 
 
 def test_letters_of_a_document_are_one_row_of_its_context() -> None:
-    packed = pack(make_pairs([7, 8, 9], [1], [2], [3]), max_length=100, batch_tokens=100)
+    packed = pack(make_pairs([7, 8, 9], [1], [2], [3]), Packing(100, 100))
     (row,) = packed.rows
     assert row.tokens.tolist() == [7, 8, 9]
     assert [read.places for read in row.reads] == [(2,)] * 3
@@ -115,7 +115,7 @@ def test_letters_of_a_document_are_one_row_of_its_context() -> None:
 
 def test_choices_share_their_context_and_equal_requests_are_one() -> None:
     pairs = make_pairs([7, 8], [1, 2, 3], [4, 5], [4, 5], [1, 2, 6])
-    (row,) = pack(pairs, max_length=100, batch_tokens=100).rows
+    (row,) = pack(pairs, Packing(100, 100)).rows
     # One branch for the two that differ in their last token only.
     assert row.tokens.tolist() == [7, 8, 1, 2, 4]
     assert [read.positions for read in row.reads] == [(0,), (1, 2), (3,)]
@@ -124,7 +124,7 @@ def test_choices_share_their_context_and_equal_requests_are_one() -> None:
 def test_shots_that_are_the_same_for_all_documents_are_left_out_of_the_rows() -> None:
     shots = list(range(100, 150))
     pairs = [p for at in range(5) for p in make_pairs([*shots, 200 + at, 9], [1], [2])]
-    packed = pack(pairs, max_length=100, batch_tokens=1000)
+    packed = pack(pairs, Packing(100, 1000))
     assert packed.prefix.tolist() == shots
     assert [len(row.tokens) for row in packed.rows] == [2] * 5
 
@@ -133,7 +133,7 @@ def test_a_document_that_begins_otherwise_keeps_its_whole_context() -> None:
     shots = list(range(100, 150))
     pairs = [p for at in range(5) for p in make_pairs([*shots, 200 + at], [1])]
     pairs += make_pairs([1, 2, 3], [1])
-    packed = pack(pairs, max_length=100, batch_tokens=1000)
+    packed = pack(pairs, Packing(100, 1000))
     assert [(row.has_prefix, len(row.tokens)) for row in packed.rows] == [(True, 1)] * 5 + [
         (False, 3)
     ]
@@ -147,12 +147,55 @@ def test_shots_that_differ_between_documents_give_no_prefix() -> None:
 
 def test_a_row_is_no_longer_than_the_model_though_its_texts_are_short() -> None:
     pairs = make_pairs(range(10), *([at] * 8 for at in range(9)))
-    packed = pack(pairs, max_length=20, batch_tokens=1000)
+    packed = pack(pairs, Packing(20, 1000))
     assert all(len(row.tokens) <= 20 for row in packed.rows)
 
 
 def test_choices_that_exceed_a_batch_are_spread_over_rows() -> None:
     pairs = make_pairs([1, 2, 3], *([9, at, at + 1, at + 2] for at in range(20)))
-    packed = pack(pairs, max_length=100, batch_tokens=16)
+    packed = pack(pairs, Packing(100, 16))
     assert len(packed.rows) > 1
     assert all(len(row.tokens) <= 16 for row in packed.rows)
+
+
+@settings(deadline=None)
+@given(request_lists(), st.integers(1, 12), st.integers(1, 150))
+def test_a_batch_keeps_to_its_places_and_to_what_its_prefix_takes(
+    pairs: list[Pair], batch_places: int, cached: int
+) -> None:
+    packed = pack(pairs, Packing(100, 200, batch_places, cached))
+    for batch in packed.batches:
+        rows = packed.rows[batch.start : batch.stop]
+        places = sum(len(row.places) for row in rows)
+        front = len(packed.prefix) if rows[0].has_prefix else 0
+        copies = len(rows) * (front + max(len(row.tokens) for row in rows))
+        assert places <= batch_places or len(rows) == 1
+        assert copies <= cached or len(rows) == 1
+        for row in rows:
+            # One continuation alone may exceed what a row may hold.
+            assert len(row.places) <= batch_places or len({r.targets[:-1] for r in row.reads}) == 1
+
+
+@settings(deadline=None)
+@given(request_lists())
+def test_each_place_is_computed_once_and_every_token_picks_its_own(pairs: list[Pair]) -> None:
+    for row in pack(pairs, Packing(100, 200)).rows:
+        assert len(set(row.places.tolist())) == len(row.places)
+        places = [place for read in row.reads for place in read.places]
+        assert row.places[row.picks].tolist() == places
+        assert row.targets.tolist() == [target for read in row.reads for target in read.targets]
+
+
+def test_letters_are_read_at_one_place() -> None:
+    (row,) = pack(make_pairs([7, 8, 9], [1], [2], [3]), Packing(100, 100)).rows
+    assert row.places.tolist() == [2]
+    assert row.targets.tolist() == [1, 2, 3]
+
+
+def test_rows_without_branches_are_batched_apart_as_they_need_no_mask() -> None:
+    pairs = make_pairs([7, 8], [1, 2], [3, 4]) + make_pairs([5, 6, 7, 8], [1], [2])
+    packed = pack(pairs, Packing(100, 100))
+    assert [[packed.rows[at].has_branches for at in batch] for batch in packed.batches] == [
+        [False],
+        [True],
+    ]

@@ -177,7 +177,7 @@ def make_base(folder: Path, name: str, **changes: Any) -> Path:
     common = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     limits = {} if name == "gpt2" else {"max_position_embeddings": 128}
     settings = (ARCHITECTURES | MORE_ARCHITECTURES)[name]
-    config = AutoConfig.for_model(name, **common, **limits, **settings, **changes)
+    config = AutoConfig.for_model(name, **(common | limits | settings | changes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(str(folder))

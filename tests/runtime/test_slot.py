@@ -48,6 +48,34 @@ def loaded() -> Slot:
     return slot
 
 
+class Learner(FakeEngine):
+    """An engine whose device takes so much at once."""
+
+    row_limits: dict[int, int]
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        self.row_limits = {}
+
+
+def test_what_was_learnt_on_this_hardware_counts_from_the_start_and_goes_back() -> None:
+    own = FakeEngine(SPEC).hardware().fingerprint
+    spec = replace(SPEC, row_limits={own: {0: 512, 64: 256}, "another": {0: 8}})
+    slot = Slot(spec, Learner)
+    assert isinstance(slot.ready(), Hardware)
+
+    answers = Library().run(slot, "r0")
+
+    assert isinstance(answers, UnitAnswers)
+    assert answers.row_limits == {0: 512, 64: 256}
+
+
+def test_an_engine_that_learns_nothing_says_nothing() -> None:
+    answers = Library().run(loaded(), "r0")
+    assert isinstance(answers, UnitAnswers)
+    assert answers.row_limits == {}
+
+
 def test_a_request_set_is_fetched_once_however_many_units_want_it() -> None:
     slot, library = loaded(), Library()
     for _ in range(3):

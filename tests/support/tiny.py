@@ -146,3 +146,52 @@ def tiny_lora(
                     tensor.normal_(std=scale) if scale else tensor.zero_()
     adapted.save_pretrained(str(out_path))
     return Path(out_path)
+
+
+def grown_lora(base_path: Path | str, out_path: Path | str, tokens: int, **config: Any) -> Path:
+    """Save a LoRA made on a base after tokens were added, with its embeddings; return its folder.
+
+    Args:
+        base_path: Folder of the base.
+        out_path: Folder to write; the enlarged base goes beside it.
+        tokens: How many tokens the enlarged base has.
+        **config: Further fields of `LoraConfig`; the embeddings are saved whole by default.
+    """
+    import json
+
+    from transformers import AutoModelForCausalLM
+
+    grown = Path(out_path).parent / f"grown{tokens}"
+    model = AutoModelForCausalLM.from_pretrained(str(base_path))
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    model.save_pretrained(str(grown))
+    settings = {"modules_to_save": ["embed_tokens", "lm_head"]} | config
+    saved = tiny_lora(grown, out_path, scale=0.3, **settings)
+    file = saved / "adapter_config.json"
+    values = json.loads(file.read_text()) | {"base_model_name_or_path": str(base_path)}
+    file.write_text(json.dumps(values))
+    return saved
+
+
+def more_words(base_path: Path | str, out_path: Path | str, words: tuple[str, ...]) -> Path:
+    """Save the base's tokenizer with words added, in a folder that may exist; return the folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(base_path))
+    tokenizer.add_tokens(list(words))
+    tokenizer.save_pretrained(str(out_path))
+    return Path(out_path)
+
+
+def pickled(adapter: Path, out_path: Path) -> Path:
+    """Save an adapter again with pickled weights and return its folder."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(adapter, out_path)
+    weights = out_path / "adapter_model.safetensors"
+    torch.save(load_file(str(weights)), out_path / "adapter_model.bin")
+    weights.unlink()
+    return out_path
