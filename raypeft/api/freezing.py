@@ -107,6 +107,11 @@ class FrozenSweep:
         """Return one leaf task of a subject."""
         return next(task for task in self.tasks(subject, base) if task.name == name)
 
+    def num_requests(self, digest: str) -> int:
+        """Return how many requests a request set of this sweep has, without reading it."""
+        tasks = (task for tasks in self.by_base.values() for task in tasks)
+        return next(task.num_requests for task in tasks if task.digest == digest)
+
     def request_set(self, store: Store, digest: str) -> RequestSet:
         """Return a request set of this sweep, documents and all.
 
@@ -372,11 +377,7 @@ def _speakers(resolved: Resolved) -> list[str]:
     """
     names = [base.name for base in resolved.sweep.bases]
     if resolved.sweep.evaluation.apply_chat_template:
-        names += [
-            subject.id
-            for subject in resolved.subjects.values()
-            if subject.tokenizer_digest
-        ]
+        names += [subject.id for subject in resolved.subjects.values() if subject.tokenizer_digest]
     return names
 
 

@@ -62,7 +62,7 @@ class StoreSink:
 
     def load_answers(self, cell: Cell) -> Sequence[Answer]:
         """Return a cell's answers of all shards, by index."""
-        num_requests = len(self.request_set(cell.request_set).requests)
+        num_requests = self._planned.frozen.num_requests(cell.request_set)
         try:
             answers, _ = self._store.get_answers(cell.key, cell.shards, num_requests=num_requests)
         except StoreError as error:

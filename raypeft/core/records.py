@@ -61,7 +61,7 @@ class EngineSpec:
     quantization: Quantization | None = None
     device: str = "cpu"
     batch_size: int = 8
-    sharing: bool = False
+    sharing: bool = True
     batch_tokens: int | None = None
     softmax_dtype: str | None = "float32"
     attn_implementation: str | None = None

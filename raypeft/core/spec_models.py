@@ -242,7 +242,7 @@ class EngineSection(_Section):
         default=8, description="Rows per forward pass where contexts are not shared."
     )
     sharing: bool = Field(
-        default=False,
+        default=True,
         description="Whether the choices of a document share its context, and documents their "
         "common shots, where the model computes that exactly: several times faster, and equal to "
         "lm-eval within rounding. false is lm-eval's own batches, and its numbers bit for bit.",

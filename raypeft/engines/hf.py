@@ -211,11 +211,10 @@ class HFEngine(HFModel):
             unfit = found.unfit
             self._num_unfit = len(unfit)
             left = set(unfit)
-            self._tokens_seen += sum(
-                len(row.tokens)
-                for row in packed.rows[rows.start : rows.stop]
-                if row.positions[0] not in left
-            )
+            ran = [at for at in rows if packed.rows[at].positions[0] not in left]
+            self._tokens_seen += sum(len(packed.rows[at].tokens) for at in ran)
+            if any(packed.rows[at].has_prefix for at in ran):
+                self._tokens_seen += len(packed.prefix)
             requests = encoded.requests["loglikelihood"]
             for position, (logprob, is_greedy) in found.answers.items():
                 yield Answer(requests[position].index, logprob=logprob, is_greedy=is_greedy)

@@ -18,6 +18,10 @@ from raypeft.core.records import Json
 
 FLOAT_TAG = "$float"
 
+# Made once: `json.dumps` with settings makes an encoder for every value.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ASCII_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
 
 def dump_json(value: Json) -> str:
     """Return a value as JSON text.
@@ -26,11 +30,11 @@ def dump_json(value: Json) -> str:
         TypeError: If it, or a value inside, is no JSON value; with its place.
     """
     plain = _plain(value, "$")
-    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _ENCODER.encode(plain)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # a lone surrogate: only its escape can be stored
-        text = json.dumps(plain, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        text = _ASCII_ENCODER.encode(plain)
     return text
 
 
