@@ -33,6 +33,10 @@ MIN_PREFIX_SAVING = 0.2
 again as keys and values, which costs memory traffic."""
 
 
+MOST_BRANCH_TOKENS = 1024
+"""A row's mask grows with its square; contexts with more to follow get another row."""
+
+
 class Read(NamedTuple):
     """Where one distinct request is read in its row.
 
@@ -202,17 +206,14 @@ def _rows(
     pairs: Sequence[Pair], members: Sequence[int], prefix_tokens: int, packing: Packing
 ) -> list[Row]:
     """Return the rows of one context: one, unless its branches exceed what a row may hold."""
-    most_tokens = min(
-        packing.batch_tokens,
-        packing.batch_cached_tokens - prefix_tokens,
-        # Models with a table of positions or a mask of their own size take no longer row.
-        packing.max_length - prefix_tokens,
-    )
+    trunk = pairs[members[0]].context[prefix_tokens:]
+    # Not by what a batch may hold, which a device decides: shards are cut between rows, and those
+    # of two slots must make a whole. Models with a table of positions take no longer row.
+    most_tokens = min(len(trunk) + MOST_BRANCH_TOKENS, packing.max_length - prefix_tokens)
     asked: dict[tuple[int, ...], list[int]] = {}
     for at in members:
         asked.setdefault(tuple(pairs[at].continuation.tolist()), []).append(at)
     context = pairs[members[0]].context
-    trunk = context[prefix_tokens:]
     rows: list[Row] = []
     builder = _RowBuilder(trunk, len(context), prefix_tokens)
     for continuation, positions in asked.items():

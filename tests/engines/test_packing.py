@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypeft.engines.hf_batches import Pair, to_array
-from raypeft.engines.packing import MIN_PREFIX_TOKENS, Packed, Packing, common_prefix, pack
+from raypeft.engines.packing import (
+    MIN_PREFIX_TOKENS,
+    MOST_BRANCH_TOKENS,
+    Packed,
+    Packing,
+    common_prefix,
+    pack,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -151,11 +158,22 @@ def test_a_row_is_no_longer_than_the_model_though_its_texts_are_short() -> None:
     assert all(len(row.tokens) <= 20 for row in packed.rows)
 
 
-def test_choices_that_exceed_a_batch_are_spread_over_rows() -> None:
-    pairs = make_pairs([1, 2, 3], *([9, at, at + 1, at + 2] for at in range(20)))
-    packed = pack(pairs, Packing(100, 16))
-    assert len(packed.rows) > 1
-    assert all(len(row.tokens) <= 16 for row in packed.rows)
+def test_many_long_choices_are_spread_over_rows() -> None:
+    pairs = make_pairs([1, 2, 3], *([9, at, at + 1, at + 2] for at in range(500)))
+    packed = pack(pairs, Packing(10_000, 100_000))
+    assert len(packed.rows) == 2
+    assert all(len(row.tokens) <= 3 + MOST_BRANCH_TOKENS for row in packed.rows)
+
+
+@settings(deadline=None)
+@given(request_lists(), st.integers(1, 200), st.integers(1, 150))
+def test_slots_with_less_memory_cut_the_same_shards(
+    pairs: list[Pair], batch_tokens: int, cached: int
+) -> None:
+    small = pack(pairs, Packing(100, batch_tokens, batch_cached_tokens=cached))
+    large = pack(pairs, Packing(100, 1 << 16))
+    assert [row.positions for row in small.rows] == [row.positions for row in large.rows]
+    assert small.shard_rows(1, 3) == large.shard_rows(1, 3)
 
 
 @settings(deadline=None)
