@@ -19,71 +19,36 @@ import os
 import platform
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
+from peft import PeftModel
+from synthetic import (
+    ModelShape,
+    Shape,
+    ask_hflm,
+    make_adapters,
+    make_base,
+    make_requests,
+    seconds_of,
 )
 
-from raypeft.core.identity import request_set_digest
-from raypeft.core.records import (
-    Answer,
-    EngineSpec,
-    EvaluationSettings,
-    Request,
-    RequestSet,
-    RequestType,
-    Shard,
-    Subject,
-)
+from raypeft.core.records import Answer, EngineSpec, RequestSet, Shard, Subject
 from raypeft.engines.adapters import read_adapter
 from raypeft.engines.bases import read_base
 from raypeft.engines.hf import HFEngine
 
-NUM_WORDS = 8000
+MODEL = ModelShape()
 BATCH_SIZE = 8
 ROUNDS = 3
 NATS = 1e-4
-
-Call = tuple[RequestType, tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A kind of task.
-
-    Attributes:
-        name: What it is like.
-        shots: Tokens of few-shot text.
-        common: Whether all documents have the same shots.
-        question: Tokens of a document's own context.
-        choices: Tokens of each choice; empty for other request types.
-        kind: Request type.
-    """
-
-    name: str
-    shots: int
-    common: bool
-    question: int
-    choices: tuple[int, ...] = ()
-    kind: RequestType = "loglikelihood"
-
 
 SHAPES = (
     Shape("5-shot, 4 choices of 10 tokens", 400, False, 40, (10,) * 4),
@@ -94,105 +59,6 @@ SHAPES = (
     Shape("rolling, 300 tokens", 0, False, 300, kind="loglikelihood_rolling"),
     Shape("generation, 200 given, 16 generated", 150, False, 50, kind="generate_until"),
 )
-
-
-def make_base(folder: Path) -> Path:
-    """Save a random base whose tokens are whole words."""
-    vocabulary = {"<end>": 0, "<pad>": 1, **{f"w{n}": n + 2 for n in range(NUM_WORDS - 2)}}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", model_max_length=2048
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=NUM_WORDS,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def make_adapter(base: Path, folder: Path) -> Path:
-    """Save a random LoRA adapter of rank 16 on all linear layers."""
-    torch.manual_seed(1)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base),
-        LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if "lora_B" in name:
-                tensor.normal_(std=0.02)
-    model.save_pretrained(folder)
-    return folder
-
-
-def make_requests(shape: Shape, num_documents: int) -> RequestSet:
-    """Return a request set of a shape."""
-    rng = np.random.default_rng(3)
-
-    def words(count: int) -> str:
-        return " ".join(f"w{n}" for n in rng.integers(0, NUM_WORDS - 2, count))
-
-    common = words(shape.shots)
-    calls: list[Call] = []
-    for _ in range(num_documents):
-        shots = common if shape.common else words(shape.shots)
-        context = f"{shots} {words(shape.question)}".strip()
-        if shape.kind == "loglikelihood_rolling":
-            calls.append((shape.kind, (context,)))
-        elif shape.kind == "generate_until":
-            calls.append((shape.kind, (context, {"until": ["\n"], "max_gen_toks": 16})))
-        else:
-            calls += [(shape.kind, (context, f" {words(size)}")) for size in shape.choices]
-    requests = tuple(
-        Request(i, i, 0, 0, kind, arguments) for i, (kind, arguments) in enumerate(calls)
-    )
-    digest = request_set_digest(
-        task=shape.name,
-        version="1",
-        output_type=shape.kind,
-        requests=requests,
-        documents=(),
-        tokenizer_digest="",
-    )
-    return RequestSet(
-        digest=digest,
-        task=shape.name,
-        entry=shape.name,
-        output_type=shape.kind,
-        version="1",
-        num_fewshot=0,
-        num_docs=num_documents,
-        settings=EvaluationSettings(),
-        config={},
-        requests=requests,
-        documents=(),
-    )
-
-
-def ask_hflm(lm: HFLM, requests: RequestSet) -> list[Answer]:
-    """Return what lm-eval's own model says."""
-    (kind,) = {request.request_type for request in requests.requests}
-    instances = [
-        Instance(request_type=kind, doc={}, arguments=request.arguments, idx=0)
-        for request in requests.requests
-    ]
-    results = getattr(lm, kind)(instances, disable_tqdm=True)
-    if kind == "loglikelihood":
-        return [Answer(i, logprob=r[0], is_greedy=r[1]) for i, r in enumerate(results)]
-    if kind == "loglikelihood_rolling":
-        return [Answer(i, logprob=float(r)) for i, r in enumerate(results)]
-    return [Answer(i, text=r) for i, r in enumerate(results)]
 
 
 def compare(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
@@ -208,15 +74,9 @@ def compare(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
     return worst
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def plain_tokens_per_second(model: Any) -> float:
     """Return what the model does on plain full batches of rows as long as the tasks' rows."""
-    ids = torch.randint(2, NUM_WORDS, (4, 512))
+    ids = torch.randint(2, MODEL.vocabulary, (4, 512))
     with torch.no_grad():
         # Logits at the end only, as the engine reads them.
         runs = [
@@ -305,8 +165,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as work:
-        base = make_base(Path(work) / "base")
-        folder = make_adapter(base, Path(work) / "lora")
+        base = make_base(Path(work) / "base", MODEL)
+        (folder,) = make_adapters(base, [Path(work) / "lora"], [16])
         facts = read_base(str(base))
         spec = EngineSpec(
             kind="hf",
@@ -329,7 +189,7 @@ def main() -> None:
                 lm._model = PeftModel.from_pretrained(lm.model, str(folder)).eval()
             limits[name] = plain_tokens_per_second(lm.model)
             for shape in SHAPES:
-                requests = make_requests(shape, arguments.documents)
+                requests = make_requests(shape, arguments.documents, vocabulary=MODEL.vocabulary)
                 row = measure(shape, name, engine, subject, lm, requests, limits[name])
                 print(row, flush=True)
                 rows.append(row)
