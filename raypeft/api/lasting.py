@@ -24,7 +24,7 @@ LASTING = frozenset(
     }
 )
 
-_JUDGES = ("torch", "transformers", "peft", "lm_eval")
+_JUDGES = ("torch", "transformers", "peft", "lm_eval", "vllm")
 
 
 def remember_failure(store: Store, cell: str, failure: Failure) -> None:

@@ -130,9 +130,11 @@ def _read_cell(
     shards = store.shard_facts(cell.key, cell.shards)
     facts = _run_columns(shards)
     tables.cells.append(
-        _cell_row(cell, planned, run) | {"state": "done", "path": _paths(shards)} | facts
+        _cell_row(cell, planned, run)
+        | {"state": "done", "path": _path(cell, planned, shards)}
+        | facts
     )
-    engine = planned.plan.engines[cell.base]
+    engine = planned.plan.engines[cell.engine_name]
     found = ScoredCell(
         subject=cell.subject,
         base=cell.base,
@@ -145,6 +147,7 @@ def _read_cell(
         scored=scored,
         scoring=planned.frozen.task(cell.subject, cell.base, cell.task).scoring,
         sampling_seed=_sampling_seed(planned, cell),
+        paths=tuple(shard.path for shard in shards),
     )
     for metric in scored.metrics:
         tables.results.append(_result_row(cell, planned, metric, scored) | facts)
@@ -169,7 +172,7 @@ def _adapter_name(planned: Planned, subject: str) -> str | None:
 
 def _sampling_seed(planned: Planned, cell: Cell) -> int | None:
     task = planned.frozen.task(cell.subject, cell.base, cell.task)
-    return planned.plan.engines[cell.base].seed if task.samples else None
+    return planned.plan.engines[cell.engine_name].seed if task.samples else None
 
 
 def _cell_row(cell: Cell, planned: Planned, run: CellRun) -> dict[str, Any]:
@@ -211,7 +214,7 @@ def _lost_row(planned: Planned, lost: Any) -> dict[str, Any]:
 
 
 def _identity_columns(planned: Planned, subject: str, base: str) -> dict[str, Any]:
-    engine: EngineSpec = planned.plan.engines[base]
+    engine: EngineSpec = planned.plan.engines[planned.resolved.engine_name(subject)]
     adapter = planned.resolved.subjects[subject].adapter
     return {
         "subject": subject,
@@ -280,8 +283,11 @@ def _run_columns(shards: Sequence[ShardFacts]) -> dict[str, Any]:
     }
 
 
-def _paths(shards: Sequence[ShardFacts]) -> str:
-    return _joined(shard.path for shard in shards)
+def _path(cell: Cell, planned: Planned, shards: Sequence[ShardFacts]) -> str:
+    """Return which way was taken, and what kept the subject from the engine that others had."""
+    paths = _joined(shard.path for shard in shards)
+    why = planned.resolved.routes[cell.subject].why_not_vllm
+    return f"{paths}; by hf, since {why}" if why else paths
 
 
 def _joined(values: Iterable[str]) -> str:

@@ -78,22 +78,8 @@ def make_plan(
         failed: Returns why a cell of this key failed before, if that lasts.
         device: `cpu` or `cuda`, what the slots have.
     """
-    engines = {name: resolved.engine(name, device) for name in resolved.bases}
-    cells: list[Cell] = []
-    lost: list[LostCell] = []
-    for subject in resolved.subjects.values():
-        for task in frozen.tasks(subject.id, subject.base):
-            failure = resolved.failures.get(subject.id) or task.failure
-            cell = None if failure else _cell(subject, task, engines[subject.base])
-            if cell is not None and cell.score_key not in scored:
-                failure = failed(cell.key)
-            if cell is None or failure is not None:
-                assert failure is not None
-                lost.append(
-                    LostCell(subject=subject.id, entry=task.entry, task=task.name, failure=failure)
-                )
-            else:
-                cells.append(cell)
+    engines = {name: resolved.engine(name, device) for name in resolved.engine_names()}
+    cells, lost = _cells(resolved, frozen, engines, scored, failed)
     cells = _with_shards(cells, resolved, answered)
     # The same adapter under two names is answered once: the first one's cell stands for both.
     unique = {cell.key: cell for cell in reversed(cells)}
@@ -121,7 +107,33 @@ def make_plan(
     )
 
 
-def _cell(subject: Subject, task: FrozenTask, engine: EngineSpec) -> Cell:
+def _cells(
+    resolved: Resolved,
+    frozen: FrozenSweep,
+    engines: Mapping[str, EngineSpec],
+    scored: Collection[str],
+    failed: Callable[[str], Failure | None],
+) -> tuple[list[Cell], list[LostCell]]:
+    cells: list[Cell] = []
+    lost: list[LostCell] = []
+    for subject in resolved.subjects.values():
+        engine = resolved.engine_name(subject.id)
+        for task in frozen.tasks(subject.id, subject.base):
+            failure = resolved.failures.get(subject.id) or task.failure
+            cell = None if failure else _cell(subject, task, engine, engines[engine])
+            if cell is not None and cell.score_key not in scored:
+                failure = failed(cell.key)
+            if cell is None or failure is not None:
+                assert failure is not None
+                lost.append(
+                    LostCell(subject=subject.id, entry=task.entry, task=task.name, failure=failure)
+                )
+            else:
+                cells.append(cell)
+    return cells, lost
+
+
+def _cell(subject: Subject, task: FrozenTask, name: str, engine: EngineSpec) -> Cell:
     adapter = subject.adapter
     key = cell_key(
         base_digest=engine.base_digest,
@@ -146,6 +158,7 @@ def _cell(subject: Subject, task: FrozenTask, engine: EngineSpec) -> Cell:
         request_set=task.digest,
         is_baseline=subject.is_baseline,
         tokens=task.tokens,
+        engine=name if name != subject.base else "",
     )
 
 

@@ -32,7 +32,7 @@ def open_pool(
         SetupError: If the cluster cannot be reached or does not have the hardware.
     """
     if kind == "local":
-        profile = hardware_profile(sweep.hardware, has_gpus=_has_nvidia_gpu())
+        profile = hardware_profile(sweep.hardware, has_gpus=has_nvidia_gpu())
         local = LocalPool(num_slots=sweep.schedule.slots)
         try:
             yield local, _device(profile)
@@ -74,6 +74,7 @@ def _device(profile: HardwareProfile) -> str:
     return "cuda" if profile.gpus > 0 else "cpu"
 
 
-def _has_nvidia_gpu() -> bool:
+def has_nvidia_gpu() -> bool:
+    """Return whether this machine has a GPU."""
     # Asking torch would initialise CUDA in this process.
     return shutil.which("nvidia-smi") is not None

@@ -18,9 +18,10 @@ from raypeft.api.limits import remembered_limits
 from raypeft.api.memo import FileDigests
 from raypeft.api.outputs import CellRun, write_outputs
 from raypeft.api.planning import Planned, make_plan
-from raypeft.api.pools import PoolKind, open_pool
+from raypeft.api.pools import PoolKind, has_nvidia_gpu, open_pool
 from raypeft.api.sink import StoreSink
 from raypeft.api.stored import SWEEP_FILE
+from raypeft.api.surroundings import find_surroundings, record_surroundings
 from raypeft.api.sweeps import Resolved, resolve
 from raypeft.core.records import Failure, FailureKind
 from raypeft.core.retry import Policy
@@ -99,6 +100,13 @@ class PoolOnDemand:
             self._pool, self.device = self._stack.enter_context(self._context)
         return self._pool
 
+    def has_gpus(self) -> bool:
+        """Return whether slots have GPUs; on Ray only the cluster can tell."""
+        if self._kind == "local":
+            return has_nvidia_gpu()
+        self.pool()
+        return self.device == "cuda"
+
 
 def run_sweep(
     sweep: Sweep,
@@ -126,12 +134,14 @@ def run_sweep(
     store.check_writable()
     Folder(sweep.output).check_writable()
     store.remove_leftovers(time.time() - LEFTOVER_SECONDS)
-    resolved = resolve(sweep, FileDigests(store))
-    for subject, failure in resolved.failures.items():
-        listener.say(f"{subject} cannot be evaluated: {failure.kind}: {failure.message}")
-    _warn(resolved, listener)
     with leased(sweep.output), ExitStack() as stack:
         source = PoolOnDemand(stack, sweep, pool, address, listener)
+        surroundings = find_surroundings(sweep, source.has_gpus)
+        resolved = resolve(sweep, FileDigests(store), surroundings)
+        for subject, failure in resolved.failures.items():
+            listener.say(f"{subject} cannot be evaluated: {failure.kind}: {failure.message}")
+        _warn(resolved, listener)
+        record_surroundings(sweep, surroundings)
         for attempt in range(MAX_PLANS):
             planned = plan_with_pool(resolved, store, source, listener, answers_follow=True)
             if attempt == 0:
@@ -167,10 +177,11 @@ def plan_only(
     """
     listener = listener or Listener()
     store = Store(sweep.store)
-    resolved = resolve(sweep, FileDigests(store))
-    _warn(resolved, listener)
     with ExitStack() as stack:
         source = PoolOnDemand(stack, sweep, pool, address, listener)
+        surroundings = find_surroundings(sweep, source.has_gpus)
+        resolved = resolve(sweep, FileDigests(store), surroundings)
+        _warn(resolved, listener)
         if freeze:
             return plan_with_pool(resolved, store, source, listener)
         frozen = freeze_sweep(resolved, store, pool=None)
@@ -252,7 +263,7 @@ def _prepare(pool: Pool, resolved: Resolved) -> None:
     """Let as many slots get ready as can be of use, whatever the plan will be."""
     sweep = resolved.sweep
     able = [one for one in resolved.subjects.values() if one.id not in resolved.failures]
-    kinds = {resolved.engine(name).kind for name in resolved.bases}
+    kinds = {resolved.engine(name).kind for name in resolved.engine_names()}
     if len(kinds) == 1:
         count = min(sweep.schedule.slots, len(able) * len(sweep.tasks))
         pool.prepare_slots(count, kinds.pop())

@@ -6,6 +6,7 @@ from raypeft.api.freezing import freeze_sweep
 from raypeft.api.lasting import remembered_failure
 from raypeft.api.memo import FileDigests
 from raypeft.api.planning import Planned, make_plan
+from raypeft.api.surroundings import recorded_surroundings
 from raypeft.api.sweeps import resolve
 from raypeft.core.spec import parse_sweep
 from raypeft.errors import SetupError
@@ -29,7 +30,7 @@ def read_planned(output: str) -> tuple[Planned, Store]:
         )
     sweep = parse_sweep(text.decode(), source=f"{output}/{SWEEP_FILE}")
     store = Store(sweep.store)
-    resolved = resolve(sweep, FileDigests(store))
+    resolved = resolve(sweep, FileDigests(store), recorded_surroundings(sweep))
     frozen = freeze_sweep(resolved, store, pool=None)
     planned = make_plan(
         resolved,

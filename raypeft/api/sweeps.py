@@ -9,13 +9,23 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from raypeft.api.assigning import Assigned, Uncertified, assign_base, nothing_known
 from raypeft.api.variants import (
     as_asked,
     enlarged_baseline,
     needed_vocabulary,
     precision_warning,
 )
-from raypeft.core.records import Adapter, EngineSpec, Failure, FailureKind, Subject
+from raypeft.core.engine_choice import HF_SUFFIX, EngineRoute, Surroundings
+from raypeft.core.records import (
+    Adapter,
+    EngineKind,
+    EngineSpec,
+    Failure,
+    FailureKind,
+    LoraRoom,
+    Subject,
+)
 from raypeft.core.spec import Base, Sweep, expand, parse_sweep
 from raypeft.engines.adapters import read_adapter
 from raypeft.engines.bases import BaseFacts, FileKey, read_base
@@ -35,6 +45,9 @@ class Resolved:
         subjects: Every subject of the sweep by id, readable or not.
         failures: Why a subject cannot be evaluated, by subject id.
         warnings: What to know about a subject that is evaluated all the same, by subject id.
+        routes: Which engine answers a subject, and why, by subject id.
+        rooms: What vLLM's engine of a base must hold, by the base's name.
+        surroundings: What `engine: auto` was decided on.
     """
 
     sweep: Sweep
@@ -42,16 +55,39 @@ class Resolved:
     subjects: Mapping[str, Subject]
     failures: Mapping[str, Failure] = field(default_factory=dict)
     warnings: Mapping[str, str] = field(default_factory=dict)
+    routes: Mapping[str, EngineRoute] = field(default_factory=dict)
+    rooms: Mapping[str, LoraRoom | None] = field(default_factory=dict)
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
     def base(self, name: str) -> Base:
         """Return the sweep's entry of a base."""
         return next(base for base in self.sweep.bases if base.name == name)
 
+    def engine_name(self, subject: str) -> str:
+        """Return the name of the engine that answers a subject: the base's, or its second one."""
+        base = self.subjects[subject].base
+        route = self.routes.get(subject)
+        if route is None or route.kind == self.routes[base].kind:
+            return base
+        return f"{base}{HF_SUFFIX}"
+
+    def engine_names(self) -> tuple[str, ...]:
+        """Return the names of all engines: one for each readable base, and the second ones."""
+        second = {self.engine_name(subject) for subject in self.routes} - self.bases.keys()
+        return (*self.bases, *sorted(second))
+
     def engine(self, name: str, device: str = "cpu") -> EngineSpec:
-        """Return what a slot of one base is started with."""
-        sweep, base, facts = self.sweep, self.base(name), self.bases[name]
-        kind = "hf" if sweep.engine.kind == "auto" else sweep.engine.kind
-        softmax = None if sweep.engine.softmax_dtype == "model" else sweep.engine.softmax_dtype
+        """Return what a slot is started with.
+
+        Args:
+            name: Of an engine, see `engine_names`.
+            device: `cpu` or `cuda`, what the slot has.
+        """
+        sweep = self.sweep
+        owner = name if name in self.bases else name.removesuffix(HF_SUFFIX)
+        kind: EngineKind = self.routes[name].kind if name in self.bases else "hf"
+        base, facts = self.base(owner), self.bases[owner]
+        is_vllm = kind == "vllm"
         return EngineSpec(
             kind=kind,
             base=base.path,
@@ -65,13 +101,17 @@ class Resolved:
             batch_size=sweep.engine.batch_size,
             sharing=sweep.engine.sharing,
             batch_tokens=None if sweep.engine.batch_tokens == "auto" else sweep.engine.batch_tokens,
-            softmax_dtype=softmax,
+            softmax_dtype=(
+                None if sweep.engine.softmax_dtype == "model" else sweep.engine.softmax_dtype
+            ),
             attn_implementation=base.attn_implementation,
             max_length=base.max_length,
             add_bos_token=base.add_bos_token,
             trust_remote_code=base.trust_remote_code,
             seed=sweep.evaluation.seeds[2],
-            options=sweep.engine.options,
+            options=sweep.engine.vllm.options() if is_vllm else sweep.engine.options,
+            lora=self.rooms.get(owner) if is_vllm else None,
+            tensor_parallel=sweep.hardware.tensor_parallel if is_vllm else 1,
         )
 
 
@@ -94,19 +134,28 @@ def load_sweep(path: str | Path) -> Sweep:
     return expand(sweep, LocalFolders())
 
 
-def resolve(sweep: Sweep, memo: MutableMapping[FileKey, str] | None = None) -> Resolved:
+def resolve(
+    sweep: Sweep,
+    memo: MutableMapping[FileKey, str] | None = None,
+    surroundings: Surroundings | None = None,
+    uncertified: Uncertified = nothing_known,
+) -> Resolved:
     """Read what a sweep names, without loading a model.
 
     Args:
         sweep: The sweep, expanded.
         memo: Digests of files by what identifies their content on this disk; filled in.
+        surroundings: What `engine: auto` depends on; without any it is hf.
+        uncertified: Which adapters an earlier run found vLLM's answers wrong for.
 
     Raises:
         SpecError: If no base can be read, so that nothing could run.
     """
+    surroundings = surroundings or Surroundings()
     bases: dict[str, BaseFacts] = {}
     subjects: dict[str, Subject] = {}
     failures: dict[str, Failure] = {}
+    assigned: dict[str, Assigned] = {}
     for base in sweep.bases:
         unreadable: Failure | None = None
         try:
@@ -114,7 +163,13 @@ def resolve(sweep: Sweep, memo: MutableMapping[FileKey, str] | None = None) -> R
         except CellError as error:
             unreadable = _failure(error)
         facts = bases.get(base.name)
-        for subject, failure in _subjects(base, _target(base, facts, memo), facts):
+        found = _subjects(base, _target(base, facts, memo), facts)
+        if facts is not None:
+            able = [subject for subject, failure in found if failure is None]
+            own = assign_base(sweep, base, facts, able, surroundings, uncertified)
+            assigned[base.name] = own
+            found = _with_engines(found, own)
+        for subject, failure in found:
             subjects[subject.id] = subject
             if unreadable or failure:
                 failures[subject.id] = unreadable or failure  # type: ignore[assignment]
@@ -130,8 +185,23 @@ def resolve(sweep: Sweep, memo: MutableMapping[FileKey, str] | None = None) -> R
         bases=bases,
         subjects=subjects,
         failures=failures,
-        warnings=_warnings(sweep, bases, subjects, failures),
+        warnings=_warnings(sweep, bases, subjects, failures, surroundings),
+        routes={name: route for one in assigned.values() for name, route in one.routes.items()},
+        rooms={name: one.room for name, one in assigned.items()},
+        surroundings=surroundings,
     )
+
+
+def _with_engines(
+    found: list[tuple[Subject, Failure | None]], own: Assigned
+) -> list[tuple[Subject, Failure | None]]:
+    """Return a base's subjects with the second baseline, where one is needed, behind the first."""
+    kept = [
+        (subject, failure or own.failures.get(subject.id))
+        for subject, failure in found
+        if subject.id not in own.idle
+    ]
+    return [kept[0], (own.twin, None), *kept[1:]] if own.twin is not None else kept
 
 
 def _warnings(
@@ -139,6 +209,7 @@ def _warnings(
     bases: Mapping[str, BaseFacts],
     subjects: Mapping[str, Subject],
     failures: Mapping[str, Failure],
+    surroundings: Surroundings,
 ) -> dict[str, str]:
     """Return what to know about bases and adapters that are evaluated all the same."""
     found: dict[str, str] = {}
@@ -147,6 +218,8 @@ def _warnings(
         if (facts := bases.get(base.name)) is None:
             continue
         found[base.name] = quantization_problem(base.quantization, device=device)
+        if sweep.engine.kind == "vllm" and not surroundings.vllm_installed:
+            found[base.name] = "engine.kind is vllm, and vllm is not installed here"
         for subject in subjects.values():
             if subject.base == base.name and subject.adapter and subject.id not in failures:
                 found[subject.id] = precision_warning(subject.adapter, base, facts)

@@ -27,10 +27,10 @@ def plan_records(planned: Planned) -> list[Record]:
                 "subject": cell.subject,
                 "task": cell.task,
                 "state": state,
-                "engine": plan.engines[cell.base].kind,
+                "engine": plan.engines[cell.engine_name].kind,
                 "tokens": cell.tokens,
                 "shards": cell.shards,
-                "why": f"{engine_reason(planned)}{_lane_reason(plan.subjects[cell.subject])}",
+                "why": _why(planned, plan.subjects[cell.subject]),
             }
         )
     for lost in planned.lost:
@@ -64,11 +64,10 @@ def base_records(planned: Planned) -> list[Record]:
     ]
 
 
-def engine_reason(planned: Planned) -> str:
-    """Return why the engine is the one it is."""
-    if planned.resolved.sweep.engine.kind == "auto":
-        return "auto: hf takes every adapter"
-    return "as the sweep file says"
+def _why(planned: Planned, subject: Subject) -> str:
+    """Return why a subject is answered by its engine, and in its lane."""
+    taken = planned.resolved.routes[subject.id]
+    return taken.reason if taken.kind == "vllm" else f"{taken.reason}{_lane_reason(subject)}"
 
 
 def _lane_reason(subject: Subject) -> str:

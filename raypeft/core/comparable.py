@@ -30,6 +30,7 @@ class ScoredCell:
         scored: The cell's metrics and samples.
         scoring: Digest of what decides scores beside lm-eval: metrics, filters, own Python.
         sampling_seed: Seed, if any request samples.
+        paths: Which way each shard took (`shared context …`, `plain …`), where that is known.
     """
 
     subject: str
@@ -43,6 +44,7 @@ class ScoredCell:
     scored: Scored
     scoring: str = ""
     sampling_seed: int | None = None
+    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +84,16 @@ def match_baseline(
 ) -> Match:
     """Find the baseline of an adapter's cell, preferring the one of the same request set."""
     same_task = [b for b in baselines if (b.base, b.task) == (cell.base, cell.task)]
-    # Adapters with a larger vocabulary have a baseline of their own, enlarged alike, and asked with
-    # their own tokenizer where they have one. Otherwise what differs is named below.
-    for setting in ("vocab_size", "tokenizer"):
+    # Adapters that another engine answers than the base have a baseline of that engine; those with
+    # a larger vocabulary one that is enlarged alike, and asked with their own tokenizer where they
+    # have one. Otherwise what differs is named below.
+    for setting in ("engine", "vocab_size", "tokenizer"):
         wanted = cell.numerics.get(setting)
         alike = [b for b in same_task if b.numerics.get(setting) == wanted]
         same_task = alike or same_task
-    same = [b for b in same_task if b.request_set == cell.request_set]
-    assert len(same) < 2, f"{len(same)} baselines of {cell.base} on one request set of {cell.task}"
-    baseline = next(iter(same or same_task), None)
+    same = [b for b in same_task if b.request_set == cell.request_set] or same_task
+    # Where none is alike the base as it is stands for them, and what differs is named.
+    baseline = min(same, key=lambda b: (b.subject != b.base, b.subject), default=None)
     if baseline is None:
         refusal = f"no baseline: {cell.base} alone has no result on {cell.task}"
         return Match(cell=cell, baseline=None, pair=None, refusal=refusal)
@@ -113,8 +116,8 @@ def check_comparable(
         allow_mixed_hardware: Let different hardware through, and say so in what is returned.
 
     Returns:
-        A note for the tables, empty unless different hardware was let through or one side is
-        merged.
+        A note for the tables, empty unless different hardware was let through, one side is merged,
+        or only one shared contexts in 16 bits.
 
     Raises:
         IncomparableError: With the first field that differs and both its values.
@@ -127,14 +130,15 @@ def check_comparable(
     # A cell whose shards ran on several kinds of hardware matches nothing, not even another such
     # cell: which document met which hardware may differ.
     num_kinds = len({machine.fingerprint for machine in baseline.hardware})
-    merging = _merging_note(baseline, adapter)
+    notes = [
+        note for note in (_merging_note(baseline, adapter), _path_note(baseline, adapter)) if note
+    ]
     if left_hardware == right_hardware and num_kinds == 1:
-        return merging
+        return "; ".join(notes)
     field, left, right = _hardware_difference(baseline, adapter)
     if not allow_mixed_hardware:
         raise IncomparableError(field, left, right, context)
-    note = f"mixed hardware: {field} is {left} against {right}"
-    return f"{note}; {merging}" if merging else note
+    return "; ".join([f"mixed hardware: {field} is {left} against {right}", *notes])
 
 
 def _merging_note(left: ScoredCell, right: ScoredCell) -> str:
@@ -147,6 +151,25 @@ def _merging_note(left: ScoredCell, right: ScoredCell) -> str:
         f"{merged[0].subject} is merged into {dtype} weights: the rounding of merging is part of "
         "the difference (column `path` of the cells table says how much it moved on the probe)"
     )
+
+
+def _path_note(left: ScoredCell, right: ScoredCell) -> str:
+    """Return what to know where one side shared contexts and the other could not."""
+    if not left.paths or not right.paths or left.numerics.get("dtype") == "float32":
+        return ""
+    ours, theirs = (sorted({_way(path) for path in cell.paths}) for cell in (left, right))
+    if ours == theirs:
+        return ""
+    return (
+        f"{left.subject} was answered by {' and '.join(ours)}, {right.subject} by "
+        f"{' and '.join(theirs)}: the rounding of {left.numerics.get('dtype')} is part of the "
+        "difference (`engine: {sharing: false}` answers both alike)"
+    )
+
+
+def _way(path: str) -> str:
+    """Return the first words of a path: what was done, without lane and notes."""
+    return path.split(",", 1)[0].split(":", 1)[0]
 
 
 def _identity_fields(left: ScoredCell, right: ScoredCell) -> list[tuple[str, str, str]]:

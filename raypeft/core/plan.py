@@ -22,6 +22,7 @@ class Cell:
         is_baseline: Whether the subject is the base alone.
         tokens: Estimated tokens through the model.
         shards: Into how many shards its request set is cut.
+        engine: Name of the engine that answers it; empty is the one named as its base.
     """
 
     key: str
@@ -34,6 +35,12 @@ class Cell:
     is_baseline: bool
     tokens: int
     shards: int = 1
+    engine: str = ""
+
+    @property
+    def engine_name(self) -> str:
+        """Name of the engine that answers it, see `Plan.engines`."""
+        return self.engine or self.base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +49,8 @@ class Unit:
 
     Attributes:
         id: Unique within the plan and the same in every plan of the same cells.
-        base: The base's name; a slot must hold this base to run the unit.
+        base: What a slot must hold to run the unit: the name of an engine, which is its base's
+            name but for a base's second engine.
         request_set: Digest of the request set.
         shard_index: Which shard.
         shard_count: Of how many.
@@ -68,7 +76,8 @@ class Plan:
     """Everything a run needs to know before it starts.
 
     Attributes:
-        engines: What to load for each base, by the base's name.
+        engines: What to load for each base, by the base's name; where some of its adapters need
+            another engine, that one by the base's name and `@hf`.
         subjects: By id.
         cells: By key, every cell of the sweep that is not a failure from the start.
         units: What is left to answer, no order implied.
@@ -92,7 +101,7 @@ def make_units(
 ) -> tuple[Unit, ...]:
     """Cut cells into units, leaving out the shards that are already answered.
 
-    Cells of one base and request set whose open shards agree may share a unit; the baseline
+    Cells of one engine and request set whose open shards agree may share a unit; the baseline
     always gets a unit of its own, so that it can go first and stands in no adapter's way.
 
     Args:
@@ -105,7 +114,7 @@ def make_units(
         have = answered.get(cell.key, ())
         for index in range(cell.shards):
             if index not in have:
-                key = (cell.base, cell.request_set, index, cell.shards, cell.is_baseline)
+                key = (cell.engine_name, cell.request_set, index, cell.shards, cell.is_baseline)
                 queues.setdefault(key, []).append(cell)
     units: list[Unit] = []
     for (base, request_set, index, count, is_baseline), members in queues.items():

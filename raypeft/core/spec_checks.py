@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from raypeft.core.engine_choice import HF_SUFFIX
 from raypeft.core.spec_models import (
-    BUILT_ENGINES,
     AdapterEntry,
     Base,
     EngineSection,
     Evaluation,
     HardwareSection,
     TaskEntry,
+    VLLMSection,
 )
 from raypeft.errors import Problem
 
@@ -81,6 +82,13 @@ def _check_bases(raw: object) -> Iterator[Problem]:
                 f'"{base.path}" has the name "{base.name}", as bases[{names[base.name]}] has',
                 "give one of them another `name:`",
             )
+        if base is not None and (other := _namesake(base.name, names)):
+            yield Problem(
+                f"bases[{index}]",
+                f'"{base.name}" and "{other}" differ by {HF_SUFFIX} alone, which is how the second '
+                "baseline of a base is named where vllm cannot do all its adapters",
+                "give one of them another `name:`",
+            )
         adapters = _items(item.get("adapters")) if isinstance(item, dict) else []
         entries = (
             (f"bases[{index}].adapters[{number}]", entry)
@@ -88,6 +96,12 @@ def _check_bases(raw: object) -> Iterator[Problem]:
             if (entry := _entry(AdapterEntry, adapter, main_key="path", keys=_SOURCE_KEYS))
         )
         yield from check_adapters(entries)
+
+
+def _namesake(name: str, others: Iterable[str]) -> str:
+    """Return the base whose second baseline would have this name, or the other way round."""
+    pairs = ((name, other) for other in others)
+    return next((b for a, b in pairs if a == b + HF_SUFFIX or b == a + HF_SUFFIX), "")
 
 
 def _check_tasks(raw: object) -> Iterator[Problem]:
@@ -113,10 +127,17 @@ def _check_evaluation(evaluation: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_engine(engine: Mapping[str, Any], hardware: Mapping[str, Any]) -> Iterator[Problem]:
     kind = engine.get("kind")
-    if kind is not None and kind not in BUILT_ENGINES:
+    if kind in {"hf", "fake"} and engine.get("vllm", VLLMSection()) != VLLMSection():
         yield Problem(
-            "engine.kind",
-            f"{kind} is not built into this version yet, expected {' or '.join(BUILT_ENGINES)}",
+            "engine.vllm",
+            f"its settings are for the vllm engine, and engine.kind is {kind}",
+            "leave them out, or set `engine.kind` to vllm or auto",
+        )
+    if kind == "vllm" and engine.get("softmax_dtype") == "model":
+        yield Problem(
+            "engine.softmax_dtype",
+            "model is done by hf only: vLLM's log-softmax is float32",
+            "leave it out, or set `engine.kind` to hf",
         )
     if engine.get("options") and kind not in {None, "fake"}:
         yield Problem(

@@ -141,7 +141,8 @@ FourSeeds = Annotated[
     Field(min_length=4, max_length=4),
     Allowed("a list of four (python, numpy, torch, few-shot)"),
 ]
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1), Allowed("a share above 0 and below 1")]
+Tolerance = Annotated[float, Field(gt=0), Allowed("a number above 0")]
 # lm-eval would take a limit of 1.0 as one document, a reader as everything: neither type has it.
 Limit = Annotated[
     Count | Share,

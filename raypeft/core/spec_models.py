@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
+from raypeft.core.certificate import TOLERANCE_NATS
 from raypeft.core.quantities import duration_seconds, size_bytes
 from raypeft.core.records import EvaluationSettings, Json
 from raypeft.core.spec_fields import (
@@ -25,7 +26,9 @@ from raypeft.core.spec_fields import (
     OrString,
     Seed,
     Settings,
+    Share,
     Size,
+    Tolerance,
     Whole,
     last_component,
 )
@@ -33,9 +36,7 @@ from raypeft.core.spec_fields import (
 DEFAULT_SEEDS = (0, 1234, 1234, 1234)
 """lm-eval's own: Python's `random`, numpy, torch, few-shot sampler."""
 
-BUILT_ENGINES = ("auto", "hf", "fake")
-"""The engine kinds that this version can run. `vllm` is known and not built in yet: adding it
-here is all that the sweep file needs."""
+_TOLERANCES = ", ".join(f"{nats:g} in {dtype}" for dtype, nats in TOLERANCE_NATS.items())
 
 Inherit: TypeAlias = Literal["inherit"]
 """For a task's own setting: as the sweep's `evaluation` has it. `null` would be ambiguous there,
@@ -230,13 +231,65 @@ class Evaluation(_Section):
         return python, numpy, torch, fewshot
 
 
+class VLLMSection(_Section):
+    """Settings of the vllm engine. What is null is left to raypeft or vLLM."""
+
+    gpu_memory_utilization: Share | None = Field(
+        default=None,
+        description="Share of a GPU's memory that vLLM takes; null is vLLM's own (0.92).",
+    )
+    max_num_seqs: Count | None = Field(
+        default=None, description="Requests in one batch at most; null is vLLM's own."
+    )
+    enforce_eager: bool | None = Field(
+        default=None,
+        description="Whether CUDA graphs are left out: a quicker start and slower generation; "
+        "null leaves it to raypeft.",
+    )
+    block_size: Count | None = Field(
+        default=None,
+        description="Tokens in a block of the prefix cache; null is vLLM's own (16 on GPUs, 128 "
+        "on CPUs).",
+    )
+    kv_cache_memory_bytes: Count | None = Field(
+        default=None,
+        description="Memory for keys and values, in bytes; null is what `gpu_memory_utilization` "
+        "leaves.",
+    )
+    batch_invariant: bool = Field(
+        default=False,
+        description="Whether vLLM computes a request alike whatever stands beside it; slower, "
+        "and part of a cell's identity.",
+    )
+    certificate_documents: Whole = Field(
+        default=4,
+        description="Documents that hf answers too, to prove vLLM's answers for each adapter; 0 "
+        "proves nothing.",
+    )
+    certificate_tolerance_nats: Tolerance | None = Field(
+        default=None,
+        description="Largest difference between hf and vllm, in nats, up to which an adapter "
+        f"stays with vllm; null is {_TOLERANCES}.",
+    )
+
+    def options(self) -> dict[str, Json]:
+        """Return what an engine is told; what is null stays out."""
+        values = self.model_dump(exclude={"certificate_documents", "certificate_tolerance_nats"})
+        return {name: value for name, value in values.items() if value is not None}
+
+    def tolerance_nats(self, dtype: str) -> float:
+        """Return how far hf and vllm may be apart on a base of this dtype."""
+        asked = self.certificate_tolerance_nats
+        return TOLERANCE_NATS[dtype] if asked is None else asked
+
+
 class EngineSection(_Section):
     """Which engine answers, and with which numerics."""
 
     kind: Literal["auto", "hf", "vllm", "fake"] = Field(
         default="auto",
-        description="Engine; `auto` chooses. `fake` answers from a script, for tests.",
-        json_schema_extra={"enum": list(BUILT_ENGINES)},
+        description="Engine; `auto` takes vllm where it is installed and there is a GPU, for "
+        "every adapter that it can do, else hf. `fake` answers from a script, for tests.",
     )
     batch_size: Count = Field(
         default=8, description="Rows per forward pass where contexts are not shared."
@@ -260,6 +313,9 @@ class EngineSection(_Section):
     options: Settings = Field(
         default_factory=dict, description="The script of the `fake` engine; no other takes any."
     )
+    vllm: VLLMSection = Field(
+        default_factory=VLLMSection, description="Settings of the vllm engine alone."
+    )
 
 
 class HardwareSection(_Section):
@@ -278,7 +334,8 @@ class HardwareSection(_Section):
         default=None, description='Host memory of a slot, for instance "8GiB"; null reserves none.'
     )
     tensor_parallel: Count = Field(
-        default=1, description="GPUs that share one base; above 1 only with the vllm engine."
+        default=1,
+        description="GPUs that hold one base together; above 1 only with `engine.kind: vllm`.",
     )
     allow_mixed: bool = Field(
         default=False,

@@ -4,6 +4,7 @@ Decides: which class an engine kind stands for. Imports it only then, so that a 
 fake engine needs no torch.
 """
 
+import importlib.util
 from typing import cast
 
 from raypeft.core.records import EngineSpec, FailureKind
@@ -14,7 +15,9 @@ from raypeft.errors import CellError
 def import_engine(kind: str) -> None:
     """Import what an engine of this kind needs, which takes seconds; unknown kinds need nothing."""
     if kind == "hf":
-        import raypeft.engines.hf  # noqa: F401
+        import raypeft.engines.hf
+    elif kind == "vllm":
+        import raypeft.engines.vllm  # noqa: F401
 
 
 def build_engine(spec: EngineSpec) -> Engine:
@@ -32,9 +35,23 @@ def build_engine(spec: EngineSpec) -> Engine:
             from raypeft.engines.hf import HFEngine
 
             return cast(Engine, HFEngine(spec))  # lm-eval, its base class, is untyped
+        case "vllm":
+            return _vllm_engine(spec)
         case _:
             raise CellError(
                 FailureKind.UNSUPPORTED,
                 f"base {spec.base!r}: there is no engine {spec.kind!r} in this version; "
-                "choose hf or fake",
+                "choose hf, vllm or fake",
             )
+
+
+def _vllm_engine(spec: EngineSpec) -> Engine:
+    if importlib.util.find_spec("vllm") is None:
+        raise CellError(
+            FailureKind.UNSUPPORTED,
+            f"base {spec.base!r}: the engine is vllm, which is not installed here; install "
+            "raypeft[vllm], or choose hf",
+        )
+    from raypeft.engines.vllm import VLLMEngine
+
+    return cast(Engine, VLLMEngine(spec))  # lm-eval, its base class, is untyped

@@ -29,7 +29,7 @@ from raypeft.engines.hf_failures import as_failure, free_memory, is_fatal
 from raypeft.engines.hf_model import HFModel
 from raypeft.engines.hf_requests import Encoded, EncodedSets
 from raypeft.engines.hf_shared import RowLimit, Shared, choose_packing, run_packed
-from raypeft.engines.sharing_check import SharingCheck, Verdict
+from raypeft.engines.sharing_check import SharingCheck, Verdict, why_never
 from raypeft.errors import CellError, EngineFatalError
 
 
@@ -53,20 +53,23 @@ class HFEngine(HFModel):
         self._found: dict[tuple[str | None, str, str], Verdict] = {}
         self._num_unfit = 0
         packing = None
-        if not self._why_plain():
+        # By what is the same in every slot: shards are cut between packed rows, or between plain
+        # batches, whether or not this slot then has the memory to run them packed.
+        if not (self._why_unasked() or why_never(self._base)):
             packing = choose_packing(
                 self._base,
                 self._device,
                 max_length=self.max_length,
                 batch_tokens=spec.batch_tokens,
             )
+            self._standing_verdict()  # of the base, while the slot starts
         self._sets = EncodedSets(self, batch_size=spec.batch_size, packing=packing)
 
     def answer(self, shard: Shard, subjects: Sequence[Subject]) -> list[SubjectAnswers]:
         """Answer the requests of a shard for each subject; see `raypeft.engines.base.Engine`."""
         if self._is_closed:
             raise EngineFatalError(f"the engine of {self._spec.base!r} is closed")
-        if not all(subject.adapter and subject.adapter.tokenizer_digest for subject in subjects):
+        if not all(subject.tokenizer_digest for subject in subjects):
             # What the base's tokenizer cannot encode is nobody's fault: the whole unit fails.
             self._tokenizers.use(None)
             self._sets.get(shard.request_set)
@@ -123,8 +126,8 @@ class HFEngine(HFModel):
 
     # --- shared or plain ----------------------------------------------------------------------
 
-    def _why_plain(self) -> str:
-        """Return why what is attached now must not share contexts; empty if it may.
+    def _standing_verdict(self) -> Verdict:
+        """Return why what is attached now must not share contexts, if so.
 
         Asked of the model once for the base and once for each adapter that is attached.
         """
@@ -137,16 +140,20 @@ class HFEngine(HFModel):
                 for known, verdict in self._found.items()
                 if known[0] in (None, standing)
             }
-            self._found[key] = Verdict(self._ask_model())
-        return self._found[key].why
+            self._found[key] = self._ask_model()
+        return self._found[key]
 
-    def _ask_model(self) -> str:
+    def _why_unasked(self) -> str:
+        """Return why contexts are not shared, whatever the model says; empty if it is asked."""
         if not self._spec.sharing:
             return "the sweep file says so"
-        if self.backend != "causal":
-            return f"a {self.backend} model"
+        return "" if self.backend == "causal" else f"a {self.backend} model"
+
+    def _ask_model(self) -> Verdict:
+        if why := self._why_unasked():
+            return Verdict(why)
         if self._route is not None and not self._route.may_share_context:
-            return self._route.why_plain
+            return Verdict(self._route.why_plain)
         if self._check is None:
             self._check = SharingCheck(self._base, self._device, self.max_length)
         return self._check.of_model(self._shared(), self._model_call)
@@ -157,9 +164,9 @@ class HFEngine(HFModel):
         Asked of the model once for each request set and standing, of the whole set's longest
         rows: all its shards get the same answer.
         """
-        why = self._why_plain()
-        if why or encoded.packed is None or not encoded.packed.rows or self._check is None:
-            return Verdict(why)
+        found = self._standing_verdict()
+        if found.why or encoded.packed is None or not encoded.packed.rows or self._check is None:
+            return found
         tokens = (shard.request_set.digest, self._tokenizers.digest)
         key = (self.standing, *tokens)
         if key not in self._found:

@@ -124,19 +124,19 @@ def encode(
         CellError: `task_failed` if a request cannot be put to this model at all.
     """
     requests = _by_type(request_set.requests)
-    pairs = _encode_pairs(encoder, requests.get("loglikelihood", ()))
+    pairs = encode_pairs(encoder, requests.get("loglikelihood", ()), longest=encoder.max_length)
     windows = [_windows(encoder, request) for request in requests.get("loglikelihood_rolling", ())]
     rolling = RollingPlan.of(windows, batch_size)
     generations = tuple(
         (str(request.arguments[0]), dict(request.arguments[1]))
         for request in requests.get("generate_until", ())
     )
-    compact, num_tokens = _compact(pairs)
+    arrays, num_tokens = compact(pairs)
     by_context = encoder.backend == "causal"
     packed: Packed | None = None
     left_out: tuple[Batch, ...] = ()
     if packing is not None:
-        packed = pack(compact, packing)
+        packed = pack(arrays, packing)
         rest = [pairs[at] for at in packed.left_out]
         left_out = tuple(
             tuple(packed.left_out[at] for at in batch)
@@ -144,7 +144,7 @@ def encode(
         )
     return Encoded(
         requests=requests,
-        pairs=compact,
+        pairs=arrays,
         pair_batches=pair_batches(pairs, batch_size=batch_size, by_context=by_context),
         packed=packed,
         left_out_batches=left_out,
@@ -167,9 +167,19 @@ def _by_type(requests: Iterable[Request]) -> dict[RequestType, tuple[Request, ..
     return {request_type: tuple(members) for request_type, members in found.items()}
 
 
-def _encode_pairs(
-    encoder: Encoder, requests: Sequence[Request]
+def encode_pairs(
+    encoder: Encoder, requests: Sequence[Request], *, longest: int
 ) -> list[tuple[list[int], list[int]]]:
+    """Encode log-likelihood requests; those of one context share the list of its tokens.
+
+    Args:
+        encoder: The model whose tokenizer encodes.
+        requests: The requests.
+        longest: The most tokens that it scores in one row.
+
+    Raises:
+        CellError: `task_failed` if a request cannot be put to this model at all.
+    """
     pairs = []
     contexts: dict[str, list[int]] = {}
     for request in requests:
@@ -177,7 +187,7 @@ def _encode_pairs(
         given, scored = _encode_pair(encoder, context, continuation)
         # The choices of a document have one context: keep its tokens once.
         given = contexts.setdefault(context, given) if context else given
-        _check_pair(encoder, request, given, scored)
+        _check_pair(request, given, scored, longest)
         pairs.append((given, scored))
     return pairs
 
@@ -192,7 +202,7 @@ def _encode_pair(encoder: Encoder, context: str, continuation: str) -> tuple[lis
     return scored[:1], scored[1:]
 
 
-def _check_pair(encoder: Encoder, request: Request, given: list[int], scored: list[int]) -> None:
+def _check_pair(request: Request, given: list[int], scored: list[int], longest: int) -> None:
     place = f"request {request.index} (document {request.doc_id}, choice {request.idx})"
     if not scored:
         raise CellError(
@@ -206,11 +216,11 @@ def _check_pair(encoder: Encoder, request: Request, given: list[int], scored: li
             f"{place}: its context {request.arguments[0]!r} encodes to no tokens; lm-eval cannot "
             "score a continuation without one",
         )
-    if len(scored) > encoder.max_length:
+    if len(scored) > longest:
         raise CellError(
             FailureKind.TASK_FAILED,
-            f"{place}: its continuation has {len(scored)} tokens, more than the "
-            f"{encoder.max_length} of the model",
+            f"{place}: its continuation has {len(scored)} tokens, more than the {longest} of the "
+            "model",
         )
 
 
@@ -226,15 +236,15 @@ def _windows(encoder: Encoder, request: Request) -> list[Pair]:
     return [Pair(to_array(given), to_array(scored)) for given, scored in pairs]
 
 
-def _compact(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[tuple[Pair, ...], int]:
+def compact(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[tuple[Pair, ...], int]:
     """Return the pairs as arrays, contexts that are one list as one array, and their tokens."""
     arrays: dict[int, TokenArray] = {}
-    compact = []
+    compacted = []
     num_tokens = 0
     for given, scored in pairs:
         if id(given) not in arrays:
             arrays[id(given)] = to_array(given)
             num_tokens += len(given)
-        compact.append(Pair(arrays[id(given)], to_array(scored)))
+        compacted.append(Pair(arrays[id(given)], to_array(scored)))
         num_tokens += len(scored)
-    return tuple(compact), num_tokens
+    return tuple(compacted), num_tokens

@@ -133,7 +133,7 @@ def read_arguments(given: dict[str, Any]) -> Arguments:
 
 
 def run_command_line(arguments: Sequence[str]) -> None:
-    """Run lm-eval's command line, which knows `raypeft-hf` now.
+    """Run lm-eval's command line, which knows `raypeft-hf` and `raypeft-vllm` now.
 
     Args:
         arguments: Those of `lm-eval`, without its name.
@@ -142,6 +142,8 @@ def run_command_line(arguments: Sequence[str]) -> None:
         SystemExit: If lm-eval ends with an exit code.
     """
     from lm_eval.__main__ import cli_evaluate
+
+    import raypeft.engines.vllm_plugin  # noqa: F401 - registers its name
 
     before = sys.argv
     sys.argv = ["lm-eval", *arguments]

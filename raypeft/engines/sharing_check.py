@@ -14,6 +14,7 @@ float32 copy of the model's structure must agree within the tolerance of float32
 itself within some units in the last place of its largest logit.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from raypeft.engines.hf_batches import Pair, TokenArray
-from raypeft.engines.hf_failures import is_fatal, is_out_of_memory
+from raypeft.engines.hf_failures import free_memory, is_fatal, is_out_of_memory
 from raypeft.engines.hf_shared import RowLimit, Shared, try_prefix
 from raypeft.engines.packing import Packed, Packing, Read, Row, pack
 from raypeft.engines.structure_copy import structure_copy
@@ -49,15 +50,19 @@ ALIBI_TYPES = {"bloom", "mpt"}
 
 LEAST_TOLERANCE_NATS = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
+MOST_TOLERANCE_NATS = {torch.float32: 0.05, torch.float16: 0.5, torch.bfloat16: 4.0}
+
 MOST_ULPS = 4
-"""Packed and plain rows may lie apart by so many units in the last place of the largest logit for
-each token that is read, and by the least tolerance in any case."""
+"""Packed and plain rows may lie apart by so many units in the last place of the logits that decide,
+times the root of the number of tokens that are read, between the least tolerance and the most: a
+token suppressed by -1e9 must not make every difference small."""
 
 _SEED = 5
 _TRUNK_TOKENS = 24
 _PREFIX_TOKENS = 40
 _LONGEST_MADE_UP = 512
 _REASON_LENGTH = 200
+_IN_THE_COPY = "in a float32 copy of the model's structure"
 
 
 class Verdict(NamedTuple):
@@ -70,6 +75,10 @@ class Verdict(NamedTuple):
 
     why: str = ""
     is_memory: bool = False
+
+    def at(self, place: str) -> "Verdict":
+        """Return this with where it was found, if anything was."""
+        return self._replace(why=f"{self.why} {place}") if self.why else self
 
 
 class SharingCheck:
@@ -85,34 +94,25 @@ class SharingCheck:
         self._max_length = max_length
         self._copy: Shared | None = None
         self._of_structure: dict[Hashable, Verdict] = {}
-        self._why_never = why_never(base)
-        if not self._why_never and base.dtype is not torch.float32:
-            try:
-                model = structure_copy(base, device)
-            except ValueError as error:
-                self._why_never = (
-                    f"a {_name(base.dtype)} model, and its structure cannot be checked in float32: "
-                    f"{error}"
-                )
-            else:
-                self._copy = Shared(model, device, torch.float32)
-                self._why_never = self._made_up_of_copy()
+        self._of_base = Verdict(why_never(base))
+        if not self._of_base.why and base.dtype is not torch.float32:
+            self._of_base = self._check_copy(base, device)
 
-    def of_model(self, shared: Shared, plain: Plain) -> str:
-        """Return why the model as it stands now must not share contexts; empty if it may.
+    def of_model(self, shared: Shared, plain: Plain) -> Verdict:
+        """Return why the model as it stands now must not share contexts, if so.
 
         Args:
             shared: The model as it will be asked, adapters attached.
             plain: How lm-eval calls it.
         """
-        why = self._why_never or why_never(shared.model)
-        if why:
-            return why
+        if self._of_base.why:
+            return self._of_base
+        if why := why_never(shared.model):
+            return Verdict(why)
         packed = _made_up(shared.model.config.get_text_config(), self._max_length)
         if not packed.rows:
-            return f"the model's {self._max_length} tokens are too few to check it"
-        verdict = _compare(shared, plain, packed, lambda row: row.reads)
-        return verdict.why and f"{verdict.why} in the self-check"
+            return Verdict(f"the model's {self._max_length} tokens are too few to check it")
+        return _compare(shared, plain, packed, lambda row: row.reads).at("in the self-check")
 
     def of_requests(self, shared: Shared, plain: Plain, packed: Packed, key: Hashable) -> Verdict:
         """Return why the rows of a request set must not be packed, by a few of them.
@@ -129,14 +129,26 @@ class SharingCheck:
                 self._of_structure[key] = self._sample_of_copy(sample)
             if self._of_structure[key].why:
                 return self._of_structure[key]
-        verdict = _compare(shared, plain, sample, _some_reads)
-        return verdict._replace(why=verdict.why and f"{verdict.why} on rows of this task")
+        return _compare(shared, plain, sample, _some_reads).at("on rows of this task")
 
-    def _made_up_of_copy(self) -> str:
-        assert self._copy is not None
-        packed = _made_up(self._copy.model.config, self._max_length)
+    def _check_copy(self, base: Any, device: torch.device) -> Verdict:
+        """Make the float32 copy and return what it says to made-up texts."""
+        try:
+            model = structure_copy(base, device)
+        except ValueError as error:
+            name = _name(base.dtype)
+            return Verdict(f"a {name} model, whose structure cannot be checked in float32: {error}")
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            model = None
+        if model is None:
+            free_memory()
+            return Verdict("memory ran out for a float32 copy of its structure", is_memory=True)
+        self._copy = Shared(model, device, torch.float32)
+        packed = _made_up(model.config, self._max_length)
         verdict = _compare(self._copy, _plain_of(self._copy), packed, lambda row: row.reads)
-        return verdict.why and f"{verdict.why} in a float32 copy of the model's structure"
+        return verdict.at(_IN_THE_COPY)
 
     def _sample_of_copy(self, sample: Packed) -> Verdict:
         assert self._copy is not None
@@ -144,8 +156,7 @@ class SharingCheck:
         rows = tuple(_with_vocabulary(row, size) for row in sample.rows)
         folded = replace(sample, prefix=sample.prefix % size, rows=rows)
         verdict = _compare(self._copy, _plain_of(self._copy), folded, _some_reads)
-        where = "on rows of this task in a float32 copy of the model's structure"
-        return verdict._replace(why=verdict.why and f"{verdict.why} {where}")
+        return verdict.at(f"on rows of this task {_IN_THE_COPY}")
 
 
 def why_never(model: Any) -> str:
@@ -205,8 +216,9 @@ def _compare(
 
 def tolerance(dtype: torch.dtype, largest_logit: float, num_tokens: int) -> float:
     """Return how far the log-likelihoods of a continuation may lie apart, in nats."""
-    rounding = torch.finfo(dtype).eps * largest_logit * MOST_ULPS * num_tokens
-    return max(LEAST_TOLERANCE_NATS.get(dtype, 1e-4), rounding)
+    rounding = torch.finfo(dtype).eps * largest_logit * MOST_ULPS * math.sqrt(num_tokens)
+    most = MOST_TOLERANCE_NATS.get(dtype, 0.05)
+    return max(LEAST_TOLERANCE_NATS.get(dtype, 1e-4), min(most, rounding))
 
 
 def _run(shared: Shared, packed: Packed) -> dict[int, float] | None:
@@ -227,7 +239,10 @@ def _run(shared: Shared, packed: Packed) -> dict[int, float] | None:
 def _plain_sum(
     shared: Shared, plain: Plain, prefix: TokenArray, row: Row, read: Read
 ) -> tuple[float, float]:
-    """Return a request's log-likelihood from a row of its own, and the largest logit read."""
+    """Return a request's log-likelihood from a row of its own, and the largest logit in it.
+
+    That is of the tokens that are read and of the likeliest, whose difference it is.
+    """
     front = prefix if row.has_prefix else prefix[:0]
     trunk = row.tokens[row.branches == 0]
     tokens = np.concatenate([front, trunk, np.array(read.targets[:-1], dtype=np.int32)])
@@ -236,7 +251,8 @@ def _plain_sum(
         logits = plain(inputs)[0, -len(read.targets) :]
     logprobs = torch.log_softmax(logits, -1, dtype=shared.softmax_dtype)
     wanted = torch.tensor(read.targets, device=logprobs.device).unsqueeze(1)
-    return float(logprobs.gather(1, wanted).sum()), float(logits.abs().max())
+    deciding = torch.cat([logits.gather(1, wanted), logits.max(-1, keepdim=True).values])
+    return float(logprobs.gather(1, wanted).sum()), float(deciding.abs().max())
 
 
 def _sample(packed: Packed) -> Packed:

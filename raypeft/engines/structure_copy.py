@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from raypeft.engines.hf_failures import is_out_of_memory
+
 MOST_VOCABULARY = 512
 MOST_PARAMETERS = 100_000_000
 """400 MB. Where a config cannot be made narrower, its copy is as wide as the model."""
@@ -34,6 +36,7 @@ def structure_copy(base: Any, device: torch.device) -> Any:
 
     Raises:
         ValueError: If none can be built that is small enough.
+        torch.OutOfMemoryError: If there is no memory for it.
     """
     if base.config is not base.config.get_text_config():
         raise ValueError("its text model is a part of a larger model")
@@ -43,6 +46,8 @@ def structure_copy(base: Any, device: torch.device) -> Any:
             config = _cut(base.config, narrow=narrow)
             return _build(base, config).to(device)
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             reasons.append(f"{type(error).__name__}: {error}")
     raise ValueError(reasons[-1][:150])
 

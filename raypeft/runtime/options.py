@@ -64,11 +64,11 @@ def actor_options(profile: HardwareProfile) -> dict[str, Json]:
     return options
 
 
-def call_options(*, cpus: float) -> dict[str, Json]:
-    """Return the options of the Ray task that a call is: no accelerator, no hidden retry."""
+def call_options() -> dict[str, Json]:
+    """Return the options of the Ray task that a call is: takes nothing, no hidden retry."""
     return {
         "num_gpus": 0,
-        "num_cpus": cpus,
+        "num_cpus": 0,
         "max_retries": 0,
         "runtime_env": {"env_vars": dict(_HIDE_ACCELERATORS)},
     }

@@ -65,6 +65,36 @@ def test_a_merged_adapter_is_comparable_and_the_note_names_side_and_dtype() -> N
     assert check_comparable(merged, merged) == ""
 
 
+def test_one_side_that_shared_contexts_in_16_bits_is_noted() -> None:
+    half = {**NUMERICS, "dtype": "bfloat16"}
+    shared = replace(BASELINE, numerics=half, paths=("shared context",) * 2)
+    plain = replace(ADAPTER, numerics=half, paths=("plain, lane one_type: it owns the cache",) * 2)
+    alike = replace(ADAPTER, numerics=half, paths=("shared context, lane shared: 1 of 9 plain",))
+
+    assert "shared context, base/lora by plain: the rounding of bfloat16" in check_comparable(
+        shared, plain
+    )
+    assert check_comparable(shared, alike) == ""
+    full = [replace(cell, numerics=NUMERICS) for cell in (shared, plain)]
+    assert check_comparable(*full) == ""
+
+
+def test_several_baselines_none_of_which_is_alike_are_a_refusal_and_no_crash() -> None:
+    grown = {**NUMERICS, "vocab_size": 406}
+    baselines = [
+        replace(BASELINE, subject="base@406", numerics=grown),
+        BASELINE,
+        replace(BASELINE, subject="base@406-own", numerics={**grown, "tokenizer": "d1"}),
+    ]
+    other = replace(ADAPTER, numerics={**NUMERICS, "vocab_size": 412, "tokenizer": "d2"})
+
+    for order in (baselines, baselines[::-1]):
+        found = match_baseline(other, order)
+        assert found.pair is None
+        assert found.baseline is BASELINE
+        assert "tokenizer" in found.refusal
+
+
 def test_another_tokenizer_is_the_field_that_differs_even_where_requests_differ_too() -> None:
     own = replace(ADAPTER, numerics={**NUMERICS, "tokenizer": "d1"}, request_set="other")
 
@@ -86,6 +116,23 @@ def test_a_larger_vocabulary_is_matched_with_the_baseline_of_its_size() -> None:
     alone = match_baseline(grown, [BASELINE])
     assert alone.pair is None
     assert "numerics.vocab_size" in alone.refusal
+
+
+def test_an_adapter_is_matched_with_the_baseline_of_its_engine() -> None:
+    def on_vllm(cell: ScoredCell) -> ScoredCell:
+        return replace(cell, numerics={**NUMERICS, "engine": "vllm"})
+
+    fast = on_vllm(BASELINE)
+    enlarged = replace(BASELINE, numerics={**NUMERICS, "vocab_size": 430})
+    grown = replace(ADAPTER, numerics={**NUMERICS, "vocab_size": 430})
+
+    for order in ([fast, BASELINE, enlarged], [enlarged, BASELINE, fast]):
+        assert match_baseline(on_vllm(ADAPTER), order).baseline is fast
+        assert match_baseline(ADAPTER, order).baseline is BASELINE
+        assert match_baseline(grown, order).baseline is enlarged
+    alone = match_baseline(ADAPTER, [fast])
+    assert alone.pair is None
+    assert "numerics.engine" in alone.refusal
 
 
 def test_another_lm_eval_is_refused() -> None:

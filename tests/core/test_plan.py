@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,3 +48,9 @@ def test_adapters_share_a_unit_and_the_baseline_stands_alone() -> None:
 def test_a_unit_costs_its_share_of_every_subject() -> None:
     units = make_plan(adapters=2, shards=4, subjects_per_unit=2, tokens=1000).units
     assert {unit.has_baseline: unit.tokens for unit in units} == {True: 250, False: 500}
+
+
+def test_a_unit_is_for_the_engine_that_answers_its_cells() -> None:
+    first, second = make_plan(adapters=1).cells.values()
+    units = make_units([first, replace(second, engine="base0@hf")], answered={})
+    assert [unit.base for unit in units] == ["base0", "base0@hf"]

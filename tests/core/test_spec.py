@@ -112,7 +112,7 @@ def test_a_syntax_error_has_the_files_name_line_and_column() -> None:
 
 
 def test_every_problem_is_in_the_message() -> None:
-    text = "outptu: x\nbases: []\ntasks: [a, a]\nengine: {kind: vllm, batch_size: 0}\n"
+    text = "outptu: x\nbases: []\ntasks: [a, a]\nengine: {kind: vlm, batch_size: 0}\n"
     with pytest.raises(SpecError) as caught:
         parse_sweep(text, source="bad.yaml")
     places = [problem.place for problem in caught.value.problems]
@@ -348,7 +348,11 @@ def test_the_schema_takes_good_sweeps(values: dict[str, Any]) -> None:
         {"evaluation": {"limit": 0}},
         {"evaluation": {"seed": [1, 2, 3]}},
         {"evaluation": None},
-        {"engine": {"kind": "vllm"}},
+        {"engine": {"kind": "vlm"}},
+        {"engine": {"vllm": {"gpu_memory_utilization": 1.5}}},
+        {"engine": {"vllm": {"kv_cache_memory_bytes": "4GiB"}}},
+        {"engine": {"vllm": {"max_loras": 4}}},
+        {"engine": {"vllm": {"certificate_tolerance_nats": 0}}},
         {"engine": {"batch_size": "8"}},
         {"hardware": {"memory": 8}},
         {"hardware": {"memory": "8G"}},

@@ -60,11 +60,27 @@ def test_multiturn_shots_need_a_chat_template() -> None:
     assert "set `apply_chat_template: true` too" in found["evaluation.fewshot_as_multiturn"]
 
 
-def test_an_engine_that_is_not_built_in_is_named_with_those_that_are() -> None:
-    found = problems(engine={"kind": "vllm"})
-    assert found["engine.kind"] == (
-        "engine.kind: vllm is not built into this version yet, expected auto or hf or fake"
-    )
+def test_settings_of_vllm_are_for_vllm() -> None:
+    settings = {"max_num_seqs": 32}
+    for kind in ("hf", "fake"):
+        found = problems(engine={"kind": kind, "vllm": settings})
+        assert f"engine.kind is {kind}" in found["engine.vllm"]
+    for kind in ("auto", "vllm"):
+        made = make_sweep(MINIMAL | {"engine": {"kind": kind, "vllm": settings}})
+        assert made.engine.vllm.max_num_seqs == 32
+
+
+def test_vllm_has_one_dtype_of_the_softmax() -> None:
+    found = problems(engine={"kind": "vllm", "softmax_dtype": "model"})
+    assert "float32" in found["engine.softmax_dtype"]
+    make_sweep(MINIMAL | {"engine": {"kind": "auto", "softmax_dtype": "model"}})
+
+
+@pytest.mark.parametrize("names", [("x", "x@hf"), ("x@hf", "x")])
+def test_no_base_is_named_as_the_second_baseline_of_another(names: tuple[str, str]) -> None:
+    found = problems(bases=[{"path": "a/b", "name": name} for name in names])
+    assert "second baseline" in found["bases[1]"]
+    make_sweep(MINIMAL | {"bases": [{"path": "a/b", "name": "x@hf"}]})
 
 
 def test_options_are_for_the_fake_engine() -> None:
@@ -90,7 +106,7 @@ def test_output_and_store_are_two_folders() -> None:
 def test_what_is_wrong_by_itself_hides_nothing_between_the_others() -> None:
     found = problems(
         bases=[5, "a/x", {"path": "b/x", "adapters": [{"path": ""}, "q", "q"]}],
-        engine={"kind": "vllm", "batch_size": 0, "options": {"a": 1}},
+        engine={"kind": "hf", "batch_size": 0, "options": {"a": 1}},
         hardware={"gpus": -1, "tensor_parallel": 2, "accelerator": "H100"},
         evaluation={"fewshot_as_multiturn": True, "seed": "x"},
         tasks=["t", {"name": "t", "limit": 0}, {}],
@@ -100,10 +116,10 @@ def test_what_is_wrong_by_itself_hides_nothing_between_the_others() -> None:
         "bases[2]",
         "bases[2].adapters[0].path",
         "bases[2].adapters[2]",
-        "engine.kind",
         "engine.batch_size",
         "engine.options",
         "hardware.gpus",
+        "hardware.tensor_parallel",
         "evaluation.fewshot_as_multiturn",
         "evaluation.seed",
         "tasks[1]",

@@ -113,3 +113,17 @@ def test_quantities_are_given_in_plain_units() -> None:
 def test_a_sweep_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         sweep().output = "elsewhere"
+
+
+def test_a_certificate_has_a_tolerance_by_dtype_unless_one_is_given() -> None:
+    given = sweep(engine={"kind": "vllm", "vllm": {"certificate_tolerance_nats": 0.1}}).engine.vllm
+    default = sweep(engine={"kind": "vllm"}).engine.vllm
+    assert given.tolerance_nats("bfloat16") == 0.1
+    assert default.tolerance_nats("float32") == 2e-3
+    assert default.tolerance_nats("bfloat16") > default.tolerance_nats("float16") > 2e-3
+
+
+def test_only_what_is_set_of_vllms_settings_reaches_an_engine() -> None:
+    settings = {"block_size": 16, "certificate_documents": 2}
+    made = sweep(engine={"kind": "vllm", "vllm": settings})
+    assert made.engine.vllm.options() == {"block_size": 16, "batch_invariant": False}

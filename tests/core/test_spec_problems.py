@@ -24,7 +24,7 @@ def problem(**values: Any) -> str:
 def test_an_unknown_key_is_reported_with_the_nearest_known_one() -> None:
     assert problem(engine={"batch_sze": 4}) == (
         "engine.batch_sze: unknown key, known here are kind, batch_size, sharing, batch_tokens, "
-        "softmax_dtype, options; did you mean `batch_size`?"
+        "softmax_dtype, options, vllm; did you mean `batch_size`?"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from raypeft.core.records import (
     Answer,
@@ -260,23 +261,37 @@ def test_a_16_bit_model_without_a_float32_copy_takes_the_plain_path_and_says_why
 ) -> None:
     monkeypatch.setattr(structure_copy, "MOST_PARAMETERS", 10)
     found = answered(engine_of(tiny_base, dtype="bfloat16"), BASELINE)
-    assert found.path.startswith("plain: a bfloat16 model, and its structure cannot be checked")
+    assert found.path.startswith("plain: a bfloat16 model, whose structure cannot be checked")
     assert "more than 10" in found.path
     plain = reference(tiny_base, None, batch_size=4, dtype="bfloat16")
     assert found.answers == reference_answers(plain, REQUESTS)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_model_whose_packed_rows_are_wrong_is_found_out(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
-    # A mask that lets branches see each other: what an unknown architecture might do.
+@pytest.fixture
+def leaky_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that lets branches see each other: what an unknown architecture might do."""
     real = tree_masks._visible
 
     def leaky(branches: torch.Tensor, *rest: Any) -> torch.Tensor:
         return real(torch.zeros_like(branches), *rest)
 
     monkeypatch.setattr(tree_masks, "_visible", leaky)
+
+
+@pytest.mark.usefixtures("leaky_mask")
+def test_tokens_suppressed_by_huge_logits_do_not_hide_a_wrong_mask(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "phi")
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.bias"] = torch.zeros(400)
+    tensors["lm_head.bias"][390:] = -1e9
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert "differ by" in answered(engine_of(base), BASELINE).path
+
+
+@pytest.mark.usefixtures("leaky_mask")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_model_whose_packed_rows_are_wrong_is_found_out(tiny_base: Path, dtype: str) -> None:
     found = answered(engine_of(tiny_base, dtype=dtype), BASELINE)
     assert "differ by" in found.path
     plain = reference(tiny_base, None, batch_size=4, dtype=dtype)
@@ -372,6 +387,23 @@ def test_memory_that_runs_out_in_the_check_leaves_the_shards_as_they_are(
     assert [answer.index for answer in found.answers] == [answer.index for answer in expected]
     for ours, theirs in zip(found.answers, expected, strict=True):
         assert ours.logprob == pytest.approx(theirs.logprob, abs=NATS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_that_runs_out_while_a_slot_starts_leaves_the_shards_as_they_are(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    def no_memory(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
+    expected = answered(engine_of(tiny_base, dtype=dtype), BASELINE, 1, 3, SHOTS)
+    if dtype == "float32":
+        small_device(monkeypatch, "run_rows", lambda shared, rows: True)
+    else:
+        monkeypatch.setattr(sharing_check, "structure_copy", no_memory)
+    found = answered(engine_of(tiny_base, dtype=dtype), BASELINE, 1, 3, SHOTS)
+    assert found.path.startswith("plain: memory ran out")
+    assert [a.index for a in found.answers] == [a.index for a in expected.answers]
 
 
 def test_the_path_counts_what_is_longer_than_the_model(engine: HFEngine) -> None:

@@ -199,6 +199,19 @@ def test_a_prepared_actor_becomes_the_next_slot(pool: RayPool) -> None:
     assert len(actors()) == 2  # no more than fit, however many were expected
 
 
+def test_calls_go_on_beside_prepared_actors_that_hold_every_core(local_ray: RayConnection) -> None:
+    pool = RayPool(
+        replace(local_ray, is_local=False, is_ours=False),
+        profile=HardwareProfile(cpus=1),
+        num_slots=2,
+    )
+    try:
+        pool.prepare_slots(2, "fake")
+        assert call_all(pool, {"c": (process_id, ())})["c"] != os.getpid()
+    finally:
+        pool.close()
+
+
 def test_prepared_actors_that_nobody_needs_give_their_hardware_back(pool: RayPool) -> None:
     pool.prepare_slots(2, "fake")
     pool.start_slot("s1", spec())

@@ -158,9 +158,9 @@ class RayPool:
         switches = {} if connection.is_local else inherited_switches(os.environ)
         self._options = with_environment(actor_options(profile), switches)
         self._actor_class = ray.remote(SlotActor)
-        # Calls are few at a time by the driver's count; beside slots that hold every core of a
-        # small machine they would wait for the night to end.
-        options = with_environment(call_options(cpus=0 if connection.is_local else 1), switches)
+        # Calls are few at a time by the driver's count; beside slots that hold every core they
+        # would wait for the night to end, and prepared slots for them.
+        options = with_environment(call_options(), switches)
         if connection.is_local and not cluster_has_gpus():
             # Nothing to hide; and without an environment of their own, slots and calls take the
             # processes that Ray has started already.
