@@ -6,7 +6,7 @@ is needed, and turns refusals into failures. Leaves to others: loading anything.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from raypeft.core.engine_choice import (
@@ -30,14 +30,27 @@ from raypeft.engines.bases import BaseFacts
 from raypeft.engines.lora_facts import read_lora_facts
 from raypeft.errors import CellError
 
-Uncertified: TypeAlias = Callable[[str, str], str]
-"""From the digests of a base and an adapter to why vLLM's answers were found wrong before; empty
-if they were not."""
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known of vLLM's answers.
+
+    Attributes:
+        refused: Why they were found wrong; empty if they were not, or nothing is known.
+        note: What was measured, for a person; empty if nothing is known.
+    """
+
+    refused: str = ""
+    note: str = ""
 
 
-def nothing_known(base_digest: str, adapter_digest: str) -> str:
-    """Return that nothing was found wrong."""
-    return ""
+Certified: TypeAlias = Callable[[BaseFacts, str], Finding]
+"""From a base and an adapter's digest (empty: the base alone) to what is known."""
+
+
+def nothing_known(facts: BaseFacts, adapter_digest: str) -> Finding:
+    """Return that nothing is known."""
+    return Finding()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +78,7 @@ def assign_base(
     facts: BaseFacts,
     subjects: Sequence[Subject],
     surroundings: Surroundings,
-    uncertified: Uncertified = nothing_known,
+    certified: Certified = nothing_known,
 ) -> Assigned:
     """Return which engine answers each of a base's subjects.
 
@@ -75,7 +88,7 @@ def assign_base(
         facts: What the base is.
         subjects: Its subjects that can be read, baselines among them.
         surroundings: What `auto` depends on.
-        uncertified: What earlier runs found wrong.
+        certified: What was measured before.
     """
     kind = sweep.engine.kind
     adapters = {one.id: one.adapter for one in subjects if one.adapter is not None}
@@ -84,11 +97,12 @@ def assign_base(
     known: dict[str, AdapterFacts] = {}
     failures: dict[str, Failure] = {}
     if may_be_vllm(kind, surroundings):
-        why_base = why_base_not_vllm(_settings(sweep, base, facts, surroundings, bool(adapters)))
+        settings = _settings(sweep, base, facts, surroundings, bool(adapters))
+        why_base = why_base_not_vllm(settings) or certified(facts, "").refused
         if not why_base:
             known, failures = _read(adapters, sizes, facts)
     reasons = {
-        name: _why_not(adapter, known.get(name), facts, uncertified)
+        name: _why_not(adapter, known.get(name), facts, certified)
         for name, adapter in adapters.items()
         if name not in failures
     }
@@ -101,6 +115,11 @@ def assign_base(
     twin = _twin(base, found.baseline, compared, sizes)
     if twin is not None:
         routes[twin.id] = EngineRoute("hf", "auto: hf, for the adapters that vllm cannot do")
+    for name, route in routes.items():
+        if route.kind == "vllm":
+            adapter = adapters.get(name)
+            note = certified(facts, "" if adapter is None else adapter.digest).note
+            routes[name] = replace(route, certificate=note)
     return Assigned(
         routes=routes,
         room=lora_room([known[name] for name in able if routes[name].kind == "vllm"]),
@@ -140,12 +159,12 @@ def _read(
 
 
 def _why_not(
-    adapter: Adapter, own: AdapterFacts | None, facts: BaseFacts, uncertified: Uncertified
+    adapter: Adapter, own: AdapterFacts | None, facts: BaseFacts, certified: Certified
 ) -> str:
     if own is None:
         return ""  # vLLM does not come into question, or the base is refused as a whole
     reason = why_not_vllm(adapter.config, own, facts.model_type)
-    return reason or uncertified(facts.digest, adapter.digest)
+    return reason or certified(facts, adapter.digest).refused
 
 
 def _refusals(found: Assignment, subjects: Iterable[Subject]) -> dict[str, Failure]:

@@ -286,8 +286,9 @@ def _run_columns(shards: Sequence[ShardFacts]) -> dict[str, Any]:
 def _path(cell: Cell, planned: Planned, shards: Sequence[ShardFacts]) -> str:
     """Return which way was taken, and what kept the subject from the engine that others had."""
     paths = _joined(shard.path for shard in shards)
-    why = planned.resolved.routes[cell.subject].why_not_vllm
-    return f"{paths}; by hf, since {why}" if why else paths
+    route = planned.resolved.routes[cell.subject]
+    why = route.why_not_vllm and f"by hf, since {route.why_not_vllm}"
+    return "; ".join(text for text in (paths, why, route.certificate) if text)
 
 
 def _joined(values: Iterable[str]) -> str:

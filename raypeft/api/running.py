@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from raypeft.api.certifying import certified_by, certify
 from raypeft.api.freezing import FrozenSweep, freeze_sweep
 from raypeft.api.lasting import remembered_failure
 from raypeft.api.leasing import leased
@@ -137,13 +138,25 @@ def run_sweep(
     with leased(sweep.output), ExitStack() as stack:
         source = PoolOnDemand(stack, sweep, pool, address, listener)
         surroundings = find_surroundings(sweep, source.has_gpus)
-        resolved = resolve(sweep, FileDigests(store), surroundings)
+        certified = certified_by(sweep, store)
+        resolved = resolve(sweep, FileDigests(store), surroundings, certified)
         for subject, failure in resolved.failures.items():
             listener.say(f"{subject} cannot be evaluated: {failure.kind}: {failure.message}")
         _warn(resolved, listener)
         record_surroundings(sweep, surroundings)
         for attempt in range(MAX_PLANS):
             planned = plan_with_pool(resolved, store, source, listener, answers_follow=True)
+            if certify(
+                planned,
+                store,
+                source.pool,
+                _policy(sweep),
+                device=lambda: source.device,
+                say=listener.say,
+            ):
+                resolved = resolve(sweep, FileDigests(store), surroundings, certified)
+                _warn(resolved, listener)
+                planned = plan_with_pool(resolved, store, source, listener)
             if attempt == 0:
                 Folder(sweep.output).write(SWEEP_FILE, dump_sweep(sweep).encode())
             runs = _answer_and_score(planned, store, source, listener)
@@ -180,7 +193,8 @@ def plan_only(
     with ExitStack() as stack:
         source = PoolOnDemand(stack, sweep, pool, address, listener)
         surroundings = find_surroundings(sweep, source.has_gpus)
-        resolved = resolve(sweep, FileDigests(store), surroundings)
+        certified = certified_by(sweep, store)
+        resolved = resolve(sweep, FileDigests(store), surroundings, certified)
         _warn(resolved, listener)
         if freeze:
             return plan_with_pool(resolved, store, source, listener)
@@ -269,6 +283,14 @@ def _prepare(pool: Pool, resolved: Resolved) -> None:
         pool.prepare_slots(count, kinds.pop())
 
 
+def _policy(sweep: Sweep) -> Policy:
+    return Policy(
+        slots=sweep.schedule.slots,
+        attempts=sweep.schedule.attempts,
+        unit_timeout_seconds=sweep.schedule.unit_timeout_seconds,
+    )
+
+
 def _answer_and_score(
     planned: Planned, store: Store, source: PoolOnDemand, listener: Listener
 ) -> dict[str, CellRun]:
@@ -283,11 +305,6 @@ def _answer_and_score(
         for name, engine in engines.items()
     }
     plan = replace(plan, engines=engines)
-    policy = Policy(
-        slots=sweep.schedule.slots,
-        attempts=sweep.schedule.attempts,
-        unit_timeout_seconds=sweep.schedule.unit_timeout_seconds,
-    )
     with Journal(sweep.output) as journal:
         sink = StoreSink(store, journal, planned)
         sink.begin()
@@ -295,7 +312,7 @@ def _answer_and_score(
             plan,
             pool=pool,
             sink=sink,
-            policy=policy,
+            policy=_policy(sweep),
             clock=time.monotonic,
             request_sets=sink.request_set,
             include_path=tuple(sweep.include_path),

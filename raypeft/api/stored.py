@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from raypeft.api.certifying import certified_by
 from raypeft.api.freezing import freeze_sweep
 from raypeft.api.lasting import remembered_failure
 from raypeft.api.memo import FileDigests
@@ -30,7 +31,9 @@ def read_planned(output: str) -> tuple[Planned, Store]:
         )
     sweep = parse_sweep(text.decode(), source=f"{output}/{SWEEP_FILE}")
     store = Store(sweep.store)
-    resolved = resolve(sweep, FileDigests(store), recorded_surroundings(sweep))
+    resolved = resolve(
+        sweep, FileDigests(store), recorded_surroundings(sweep), certified_by(sweep, store)
+    )
     frozen = freeze_sweep(resolved, store, pool=None)
     planned = make_plan(
         resolved,

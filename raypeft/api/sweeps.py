@@ -9,7 +9,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raypeft.api.assigning import Assigned, Uncertified, assign_base, nothing_known
+from raypeft.api.assigning import Assigned, Certified, assign_base, nothing_known
 from raypeft.api.variants import (
     as_asked,
     enlarged_baseline,
@@ -138,7 +138,7 @@ def resolve(
     sweep: Sweep,
     memo: MutableMapping[FileKey, str] | None = None,
     surroundings: Surroundings | None = None,
-    uncertified: Uncertified = nothing_known,
+    certified: Certified = nothing_known,
 ) -> Resolved:
     """Read what a sweep names, without loading a model.
 
@@ -146,7 +146,7 @@ def resolve(
         sweep: The sweep, expanded.
         memo: Digests of files by what identifies their content on this disk; filled in.
         surroundings: What `engine: auto` depends on; without any it is hf.
-        uncertified: Which adapters an earlier run found vLLM's answers wrong for.
+        certified: What earlier runs found of vLLM's answers.
 
     Raises:
         SpecError: If no base can be read, so that nothing could run.
@@ -166,7 +166,7 @@ def resolve(
         found = _subjects(base, _target(base, facts, memo), facts)
         if facts is not None:
             able = [subject for subject, failure in found if failure is None]
-            own = assign_base(sweep, base, facts, able, surroundings, uncertified)
+            own = assign_base(sweep, base, facts, able, surroundings, certified)
             assigned[base.name] = own
             found = _with_engines(found, own)
         for subject, failure in found:

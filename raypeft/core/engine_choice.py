@@ -42,11 +42,13 @@ class EngineRoute:
         kind: The engine's kind.
         reason: Why, for a person.
         why_not_vllm: What keeps this subject from vLLM, where `auto` would have taken that.
+        certificate: How far vLLM's answers were found to lie from those of hf, for a person.
     """
 
     kind: EngineKind
     reason: str
     why_not_vllm: str = ""
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,7 +62,7 @@ class VLLMEngine(VLLMModel):
         self._is_closed = False
         try:
             with loading(spec):
-                caller = Caller(self.model, f"base {spec.base!r}")
+                caller = Caller(self.model, f"base {spec.base!r}", self.cores)
                 self._asker = Asker(caller, self.capabilities, longest_pair(self.max_length))
                 self._adapters = self._make_adapters()
         except BaseException:
@@ -186,6 +186,7 @@ class VLLMEngine(VLLMModel):
             )
         return HeldAdapters(
             self.model,
+            self.cores,
             preflight=preflight,
             capacity=0 if room is None else self.model_args["max_cpu_loras"],
             probe=self._probe,

@@ -12,6 +12,8 @@ answer together are loaded, and seen to be held, before.
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from raypeft.core.records import Adapter, Failure, FailureKind
@@ -19,6 +21,7 @@ from raypeft.engines.adapters import open_adapter
 from raypeft.engines.hf_failures import is_out_of_memory
 from raypeft.engines.vllm_capabilities import is_dead
 from raypeft.engines.vllm_preflight import Preflight
+from raypeft.engines.vllm_watch import call_watched
 from raypeft.errors import CellError, EngineFatalError
 
 ROUNDING_NATS = 5e-5
@@ -34,6 +37,7 @@ class HeldAdapters:
 
     Args:
         llm: vLLM's `LLM`.
+        cores: Its processes.
         preflight: What the engine has made room for; None if it has no room for adapters.
         capacity: How many it holds at once.
         probe: Asks the engine.
@@ -41,9 +45,17 @@ class HeldAdapters:
     """
 
     def __init__(
-        self, llm: Any, *, preflight: Preflight | None, capacity: int, probe: Probe, dtype: str
+        self,
+        llm: Any,
+        cores: Sequence[BaseProcess],
+        *,
+        preflight: Preflight | None,
+        capacity: int,
+        probe: Probe,
+        dtype: str,
     ) -> None:
         self._llm = llm
+        self._cores = cores
         self._preflight = preflight
         self._probe = probe
         self._is_exact = dtype != "float32"
@@ -90,7 +102,7 @@ class HeldAdapters:
                 "`lora`); plan the base with its adapters",
             )
         request = self._requests.get(adapter.digest)
-        if request is None or request.lora_int_id not in self._llm.llm_engine.list_loras():
+        if request is None or request.lora_int_id not in self._held():
             files = open_adapter(adapter)
             self._preflight.check(files, what=what)
             # A new number, also after a rejection: vLLM never loads under one that it knows.
@@ -102,7 +114,9 @@ class HeldAdapters:
 
     def _add(self, request: Any, what: str) -> None:
         try:
-            self._llm.llm_engine.add_lora(request)
+            call_watched(partial(self._llm.llm_engine.add_lora, request), self._cores)
+        except EngineFatalError:
+            raise
         except Exception as error:
             if is_dead(error) or is_out_of_memory(error):
                 raise EngineFatalError(
@@ -140,10 +154,14 @@ class HeldAdapters:
             )
         return None
 
+    def _held(self) -> set[int]:
+        held: set[int] = call_watched(self._llm.llm_engine.list_loras, self._cores)
+        return held
+
     def _check_held(self, requests: Sequence[Any]) -> None:
         if not requests:
             return
-        held = self._llm.llm_engine.list_loras()
+        held = self._held()
         gone = [one.lora_name for one in requests if one.lora_int_id not in held]
         if gone:
             raise EngineFatalError(

@@ -8,10 +8,13 @@ and what the answers mean (`vllm_answers`).
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from raypeft.engines.vllm_capabilities import read_counters
 from raypeft.engines.vllm_requests import split_calls
+from raypeft.engines.vllm_watch import call_watched
 from raypeft.errors import EngineFatalError
 
 
@@ -85,11 +88,13 @@ class Caller:
     Args:
         llm: vLLM's `LLM`.
         what: The base, for messages.
+        cores: Its processes.
     """
 
-    def __init__(self, llm: Any, what: str) -> None:
+    def __init__(self, llm: Any, what: str, cores: Sequence[BaseProcess]) -> None:
         self._llm = llm
         self._what = what
+        self._cores = cores
 
     def run(
         self, jobs: Sequence[Job], voices: Sequence[Voice], *, most_tokens: int
@@ -109,12 +114,18 @@ class Caller:
             before = read_counters(self._llm).preemptions
             started = time.perf_counter()
             try:
-                outputs = self._llm.generate(
-                    [{"prompt_token_ids": job.prompt()} for job in own],
-                    sampling_params=[job.sampling for job in own],
-                    use_tqdm=False,
-                    lora_request=[voices[job.voice].adapter for job in own],
+                outputs = call_watched(
+                    partial(
+                        self._llm.generate,
+                        [{"prompt_token_ids": job.prompt()} for job in own],
+                        sampling_params=[job.sampling for job in own],
+                        use_tqdm=False,
+                        lora_request=[voices[job.voice].adapter for job in own],
+                    ),
+                    self._cores,
                 )
+            except EngineFatalError:
+                raise
             except Exception as error:
                 raise EngineFatalError(
                     f"{self._what}: vLLM raised {type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ settings (`vllm_settings`), answering (`vllm`).
 
 import contextlib
 import gc
+import multiprocessing
 import multiprocessing.resource_tracker
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -54,6 +55,7 @@ class VLLMModel(VLLM):  # type: ignore[misc]  # lm-eval is untyped
         self._spec = spec
         self._recent: OrderedDict[str, list[int]] = OrderedDict()
         self._processes: list[psutil.Process] = []
+        self.cores: list[multiprocessing.process.BaseProcess] = []
         check_settings(spec)
         prepare_environment(batch_invariant=bool(spec.options.get("batch_invariant")))
         with loading(spec):
@@ -69,7 +71,7 @@ class VLLMModel(VLLM):  # type: ignore[misc]  # lm-eval is untyped
         tokenizer = self._spec.tokenizer and resolve_folder(
             self._spec.tokenizer, what="tokenizer", files=TOKENIZER_FILES
         )
-        before = set(_children())
+        before, others = set(_children()), set(multiprocessing.active_children())
         try:
             super().__init__(
                 # A folder and not a hub id: nothing is looked up while loading.
@@ -82,6 +84,7 @@ class VLLMModel(VLLM):  # type: ignore[misc]  # lm-eval is untyped
             self._end()
             raise
         self._processes = [one for one in _children() if one not in before]
+        self.cores = [one for one in multiprocessing.active_children() if one not in others]
 
     def tok_encode(
         self, string: str | list[str], add_special_tokens: bool | None = None, **kwargs: Any

@@ -21,42 +21,56 @@ pytestmark = [pytest.mark.vllm, pytest.mark.torch, pytest.mark.slow]
 SETTINGS = {"block_size": 32, "kv_cache_memory_bytes": 64 << 20, "enforce_eager": True}
 
 
-def test_each_adapter_is_compared_with_the_baseline_of_its_engine(lab: Lab, tmp_path: Path) -> None:
+@pytest.fixture
+def values(lab: Lab, tmp_path: Path) -> dict[str, Any]:
+    """A sweep of a base, an adapter that vLLM can do and one that it cannot."""
     base = tiny_llama(tmp_path / "base", hidden=128)
     adapters = [
         tiny_lora(base, tmp_path / "plain", seed=1, scale=0.3),
         tiny_lora(base, tmp_path / "dora", seed=2, scale=0.3, use_dora=True),
     ]
     entry = {"path": str(base), "dtype": "bfloat16", "adapters": [str(path) for path in adapters]}
-    values: dict[str, Any] = {
+    return {
         "output": str(tmp_path / "run"),
+        "store": str(tmp_path / "store"),
         "bases": [entry],
         "tasks": ["tiny_letters", "tiny_gen", "tiny_rolling"],
         "include_path": [str(lab.tasks.folder)],
         "engine": {"kind": "auto", "vllm": {**SETTINGS, "max_num_seqs": 16}},
     }
+
+
+def run(values: dict[str, Any], tmp_path: Path) -> tuple[Any, str]:
+    """Run a sweep in a process of its own: vLLM leaves its settings behind where it ran."""
     sweep = make_sweep(values)
     # As a run on GPUs would have left it: on a CPU `auto` takes vllm in no other way.
     record_surroundings(sweep, Surroundings(vllm_installed=True, has_gpus=True))
     file = tmp_path / "sweep.yaml"
     file.write_text(dump_sweep(sweep))
-
-    # In a process of its own: vLLM leaves its settings behind in the process that ran it.
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     code = "from raypeft.cli import main; main()"
     command = [sys.executable, "-c", code, "run", "--pool", "local", str(file)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
-
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    tables = api.open(sweep.output)
+    return api.open(sweep.output), done.stdout + done.stderr
+
+
+def test_each_adapter_is_compared_with_the_baseline_of_its_engine(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    tables, said = run(values, tmp_path)
+    assert "certificates: hf and vllm answer a few documents both, for 2 subjects" in said
     assert set(tables.cells["state"].to_pylist()) == {"done"}
     engines = {row["subject"]: row["engine"] for row in tables.results.to_pylist()}
     assert engines == {"base": "vllm", "base/plain": "vllm", "base@hf": "hf", "base/dora": "hf"}
     paths = {row["subject"]: row["path"] for row in tables.cells.to_pylist()}
     assert "by hf, since use_dora is set" in paths["base/dora"]
     assert "by hf" not in paths["base/plain"]
+    for subject in ("base", "base/plain"):
+        assert "certificate: " in paths[subject]
+        assert "texts differ" in paths[subject]
     gains = tables.gains.to_pylist()
     assert {row["adapter"] for row in gains} == {"plain", "dora"}
     assert "refused" not in {row["verdict"] for row in gains}
@@ -67,3 +81,18 @@ def test_each_adapter_is_compared_with_the_baseline_of_its_engine(lab: Lab, tmp_
     for row in gains:
         baseline = {"plain": "base", "dora": "base@hf"}[row["adapter"]]
         assert row["baseline_value"] == values_of[baseline, row["task"], row["metric"]]
+
+
+def test_a_subject_whose_certificate_is_refused_is_answered_by_hf_and_says_so(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    values["engine"]["vllm"]["certificate_tolerance_nats"] = 1e-9  # below any rounding
+    tables, _ = run(values, tmp_path)
+    assert set(tables.results["engine"].to_pylist()) == {"hf"}
+    paths = {row["subject"]: row["path"] for row in tables.cells.to_pylist()}
+    assert "its certificate is refused: its answers lie up to" in paths["base/plain"]
+    assert "refused" not in set(tables.gains["verdict"].to_pylist())
+    # What was measured is known to the next run, which has nothing left to do.
+    again, said = run(values, tmp_path)
+    assert "certificates:" not in said
+    assert again.cells.equals(tables.cells)

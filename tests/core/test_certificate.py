@@ -84,13 +84,15 @@ def generations(count: int) -> list[Request]:
     return [Request(at, at, 0, 0, "generate_until", ("context", {})) for at in range(count)]
 
 
-def test_few_texts_may_part_and_most_may_not() -> None:
-    found = compare(generations(3), texts("abc", "abc", "abc"), texts("abc", "abX", "abc"))
-    assert (found.num_texts, found.num_diverged, found.first_divergence) == (3, 1, 2)
-    assert why_refused(found, tolerance_nats=0.1) == ""
-    found = compare(generations(3), texts("abc", "abc", "abc"), texts("ab", "Xbc", "abc"))
-    assert (found.num_diverged, found.first_divergence) == (2, 0)
-    assert "2 of 3 texts" in why_refused(found, tolerance_nats=0.1)
+def test_texts_may_part_later_but_most_must_begin_alike() -> None:
+    same = texts("a b c", "a b c", "a b c")
+    later = compare(generations(3), same, texts("a b X", "a X c", "a X"))
+    assert (later.num_texts, later.num_diverged, later.num_at_once) == (3, 3, 0)
+    assert later.first_divergence == 2
+    assert why_refused(later, tolerance_nats=0.1) == ""
+    other = compare(generations(3), same, texts("X b c", "", "a b c"))
+    assert (other.num_diverged, other.num_at_once, other.first_divergence) == (2, 2, 0)
+    assert "2 of 3 texts begin otherwise" in why_refused(other, tolerance_nats=0.1)
 
 
 def test_nothing_compared_certifies_nothing() -> None:

