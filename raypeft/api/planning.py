@@ -4,15 +4,19 @@ Decides which cells there are, what they are stored under and into how many shar
 What runs when is `raypeft.core.schedule`'s business.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from raypeft.api.freezing import FrozenSweep, FrozenTask
 from raypeft.api.sweeps import Resolved
 from raypeft.core.cost import shard_count
 from raypeft.core.identity import cell_key, cell_numerics, score_key
-from raypeft.core.plan import Cell, Plan, make_units
+from raypeft.core.plan import Cell, Plan, Unit, make_units
 from raypeft.core.records import EngineSpec, Failure, Subject
+
+MOST_FUSED = 16
+"""Subjects of one unit where an engine answers them in one batch. Each keeps its answers in memory
+until the unit ends, and all are answered again if it fails."""
 
 Answered = Mapping[str, Mapping[int, Collection[int]]]
 """For each cell key, for each number of shards, the shards that are in the store."""
@@ -96,14 +100,28 @@ def make_plan(
         engines=engines,
         subjects=resolved.subjects,
         cells=unique,
-        units=make_units(
-            [cell for key, cell in unique.items() if key not in finished], answered=shards_of
+        units=_units(
+            [cell for key, cell in unique.items() if key not in finished], engines, shards_of
         ),
         to_score=to_score,
         done=done,
     )
     return Planned(
         resolved=resolved, frozen=frozen, plan=plan, cells=tuple(cells), lost=tuple(lost)
+    )
+
+
+def _units(
+    cells: Sequence[Cell],
+    engines: Mapping[str, EngineSpec],
+    answered: Mapping[str, Collection[int]],
+) -> tuple[Unit, ...]:
+    """Cut cells into units; an engine that answers many adapters at once is given many."""
+    fused = [cell for cell in cells if engines[cell.engine_name].kind == "vllm"]
+    others = [cell for cell in cells if engines[cell.engine_name].kind != "vllm"]
+    return (
+        *make_units(others, answered=answered),
+        *make_units(fused, answered=answered, subjects_per_unit=MOST_FUSED),
     )
 
 

@@ -195,4 +195,19 @@ class GiveUp:
     reason: str
 
 
-Command: TypeAlias = StartSlot | StopSlot | RunUnit | ScoreCell | GiveUp
+@dataclass(frozen=True, slots=True)
+class SplitUnit:
+    """Record that a unit failed as a whole, and that its subjects go on in two halves.
+
+    Attributes:
+        unit_id: The unit; it is not run again.
+        into: The two that stand for it.
+        reason: Why.
+    """
+
+    unit_id: str
+    into: tuple[str, str]
+    reason: str
+
+
+Command: TypeAlias = StartSlot | StopSlot | RunUnit | ScoreCell | GiveUp | SplitUnit

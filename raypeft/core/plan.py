@@ -93,6 +93,11 @@ class Plan:
     done: tuple[str, ...] = field(default=())
 
 
+def id_of_unit(cells: Sequence[str], index: int, count: int) -> str:
+    """Return the id of a unit: the same for the same cells and shard."""
+    return digest("unit", 1, [list(cells), index, count])[:16]
+
+
 def make_units(
     cells: Sequence[Cell],
     *,
@@ -123,7 +128,7 @@ def make_units(
             keys = tuple(cell.key for cell in part)
             units.append(
                 Unit(
-                    id=digest("unit", 1, [list(keys), index, count])[:16],
+                    id=id_of_unit(keys, index, count),
                     base=base,
                     request_set=request_set,
                     shard_index=index,

@@ -154,17 +154,32 @@ def _unit_done(state: State, unit_id: str, outcomes: Mapping[str, Failure | None
             reason = f"{failure.kind} does not go away by trying again"
             state.give_up(cell, failure, state.tallies[unit_id].started, reason)
     if again is not None:
-        _unit_failed(state, unit_id, slot, again)
+        _unit_failed(state, unit_id, slot, again, is_whole=False)
 
 
-def _unit_failed(state: State, unit_id: str, slot: SlotState, failure: Failure) -> None:
+def _unit_failed(
+    state: State, unit_id: str, slot: SlotState, failure: Failure, *, is_whole: bool = True
+) -> None:
+    """Decide about a unit that failed; one that failed as a whole has its subjects set apart."""
     tally = state.tallies[unit_id]
     tally.failed += 1
     tally.last = failure
     decision = after_unit_failure(failure, failed=tally.failed, policy=state.policy)
     if decision.action is Action.ELSEWHERE and slot.id in state.slots:
         state.stop_slot(slot, decision.reason)
+    if is_whole and _split(state, unit_id, failure):
+        return
     _retry_unit(state, unit_id, failure, decision)
+
+
+def _split(state: State, unit_id: str, failure: Failure) -> bool:
+    """Run the two halves of a unit's subjects instead, to find the one that fails."""
+    num_cells = len(state.open_cells[unit_id])
+    if num_cells < 2:
+        return False
+    reason = f"{failure.kind} of {num_cells} subjects together: in halves, to find whose it is"
+    state.split(state.units[unit_id], reason)
+    return True
 
 
 def _unit_lost(state: State, unit_id: str, failure: Failure) -> None:
@@ -172,6 +187,9 @@ def _unit_lost(state: State, unit_id: str, failure: Failure) -> None:
     tally.lost += 1
     tally.last = failure
     decision = after_slot_loss(failure, lost=tally.lost, policy=state.policy)
+    # A slot may go for reasons of its own once; a unit that costs several is to blame.
+    if decision.action is Action.GIVE_UP and _split(state, unit_id, failure):
+        return
     _retry_unit(state, unit_id, failure, decision)
 
 

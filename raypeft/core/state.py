@@ -7,7 +7,7 @@ and when, is decided in `raypeft.core.schedule`.
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from raypeft.core.events import (
@@ -15,11 +15,12 @@ from raypeft.core.events import (
     GiveUp,
     RunUnit,
     ScoreCell,
+    SplitUnit,
     StartSlot,
     StopRequested,
     StopSlot,
 )
-from raypeft.core.plan import Plan, Unit
+from raypeft.core.plan import Plan, Unit, id_of_unit
 from raypeft.core.records import Failure
 from raypeft.core.retry import Policy
 from raypeft.core.waiting import WaitingUnits
@@ -277,6 +278,42 @@ class State:
         for unit_id in unit_ids:
             if self.open_cells[unit_id]:
                 self.push(self.units[unit_id])
+
+    def split(self, unit: Unit, reason: str) -> None:
+        """Put two halves in a unit's place, each with budgets of its own.
+
+        Args:
+            unit: A unit that neither waits nor runs, with several cells open.
+            reason: Why.
+        """
+        cells = list(self.open_cells[unit.id])
+        middle = len(cells) // 2
+        halves = [self._part(unit, part) for part in (cells[:middle], cells[middle:])]
+        self.open_cells[unit.id] = {}
+        for half in halves:
+            self.units[half.id] = half
+            self.tallies[half.id] = Tally()
+            self.open_cells[half.id] = dict.fromkeys(half.cells)
+            for cell in half.cells:
+                del self.open_units[cell][unit.id]
+                self.open_units[cell][half.id] = None
+        more = sum(half.tokens for half in halves) - unit.tokens
+        self.tokens += more
+        self.tokens_open += more
+        self.num_units_open += 1
+        self.commands.append(SplitUnit(unit.id, (halves[0].id, halves[1].id), reason))
+        for half in halves:
+            self.push(half)
+
+    def _part(self, unit: Unit, cells: list[str]) -> Unit:
+        subjects = dict(zip(unit.cells, unit.subjects, strict=True))
+        return replace(
+            unit,
+            id=id_of_unit(cells, unit.shard_index, unit.shard_count),
+            cells=tuple(cells),
+            subjects=tuple(subjects[cell] for cell in cells),
+            tokens=unit.tokens * len(cells) // len(unit.cells),
+        )
 
     # --- cells --------------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
+_PATIENCE_S = 5.0
+
 COUNTERS = {
     "vllm:prefix_cache_queries": "cache_queries",
     "vllm:prefix_cache_hits": "cache_hits",
@@ -135,4 +137,11 @@ def read_counters(llm: Any) -> Counters:
 
 def shut_down(llm: Any) -> None:
     """End the processes of an engine, or give its memory back where it has none."""
-    llm.llm_engine.engine_core.shutdown()
+    core = llm.llm_engine.engine_core
+    core.shutdown()
+    # vLLM leaves its sockets' context to the garbage collector, which complains of it.
+    context, thread = getattr(core, "ctx", None), getattr(core, "output_queue_thread", None)
+    if thread is not None:
+        thread.join(timeout=_PATIENCE_S)
+    if context is not None and not (thread is not None and thread.is_alive()):
+        context.destroy(linger=0)

@@ -12,6 +12,7 @@ from raypeft import api
 from raypeft.api.surroundings import record_surroundings
 from raypeft.core.engine_choice import Surroundings
 from raypeft.core.spec import dump_sweep, make_sweep
+from raypeft.store.journal import read_journal
 from tests.support.lab import Lab
 from tests.support.tiny import tiny_llama, tiny_lora
 
@@ -40,7 +41,7 @@ def values(lab: Lab, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def run(values: dict[str, Any], tmp_path: Path) -> tuple[Any, str]:
+def run(values: dict[str, Any], tmp_path: Path, exit_code: int = 0) -> tuple[Any, str]:
     """Run a sweep in a process of its own: vLLM leaves its settings behind where it ran."""
     sweep = make_sweep(values)
     # As a run on GPUs would have left it: on a CPU `auto` takes vllm in no other way.
@@ -53,7 +54,7 @@ def run(values: dict[str, Any], tmp_path: Path) -> tuple[Any, str]:
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.returncode == exit_code, done.stdout[-2000:] + done.stderr[-4000:]
     return api.open(sweep.output), done.stdout + done.stderr
 
 
@@ -81,6 +82,27 @@ def test_each_adapter_is_compared_with_the_baseline_of_its_engine(
     for row in gains:
         baseline = {"plain": "base", "dora": "base@hf"}[row["adapter"]]
         assert row["baseline_value"] == values_of[baseline, row["task"], row["metric"]]
+
+
+def test_adapters_are_answered_in_one_batch_and_a_bad_one_fails_alone(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    base = Path(values["bases"][0]["path"])
+    more = [tiny_lora(base, tmp_path / f"more{n}", seed=n, scale=0.3) for n in (3, 4)]
+    zero = tiny_lora(base, tmp_path / "zero", seed=5, scale=0.0)
+    values["bases"][0]["adapters"] = [str(tmp_path / "plain"), *map(str, more), str(zero)]
+    values["engine"]["vllm"]["certificate_documents"] = 0
+    tables, _ = run(values, tmp_path, exit_code=3)
+    cells = {
+        (row["subject"], row["task"]): (row["state"], row["reason"])
+        for row in tables.cells.to_pylist()
+    }
+    assert {cells["base/zero", task] for task in values["tasks"]} == {("failed", "no_effect")}
+    assert {cells[f"base/more{n}", task] for n in (3, 4) for task in values["tasks"]} == {
+        ("done", None)
+    }
+    runs = [entry for entry in read_journal(values["output"]) if entry.kind == "run_unit"]
+    assert len(runs) == 2 * len(values["tasks"])  # the base, and all adapters together
 
 
 def test_a_subject_whose_certificate_is_refused_is_answered_by_hf_and_says_so(

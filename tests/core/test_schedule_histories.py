@@ -50,7 +50,8 @@ class World:
     runs: dict[str, RunUnit] = field(default_factory=dict)
     scorings: dict[str, ScoreCell] = field(default_factory=dict)
     seen_slots: set[str] = field(default_factory=set)
-    answered: set[tuple[str, str]] = field(default_factory=set)
+    answered: set[tuple[int, str]] = field(default_factory=set)
+    """By shard and cell: units may be split."""
     ends: Counter[str] = field(default_factory=Counter)
     told: list[Event] = field(default_factory=list)
 
@@ -73,7 +74,8 @@ class World:
                     assert self.slots[slot] == "idle"
                     assert unit_id not in {run.unit_id for run in self.runs.values()}
                     assert cells
-                    assert not self.answered & {(unit_id, cell) for cell in cells}
+                    shard = self.state.units[unit_id].shard_index
+                    assert not self.answered & {(shard, cell) for cell in cells}
                     self.slots[slot] = "busy"
                     self.runs[slot] = command
                 case ScoreCell(cell):
@@ -127,7 +129,8 @@ class World:
         outcomes: dict[str, Failure | None] = dict.fromkeys(run.cells)
         if failure is not None:
             outcomes[run.cells[0]] = failure
-        self.answered |= {(run.unit_id, c) for c, outcome in outcomes.items() if outcome is None}
+        shard = self.state.units[run.unit_id].shard_index
+        self.answered |= {(shard, c) for c, outcome in outcomes.items() if outcome is None}
         self.tell(UnitDone(slot, run.unit_id, run.attempt, outcomes))
 
     def fails(self, slot: str, failure: Failure) -> None:
@@ -148,10 +151,10 @@ FAILURES = st.sampled_from([CRASH, MISFIT, LOST, NO_MEMORY, BAD_BASE])
 PLANS = st.builds(
     make_plan,
     bases=st.integers(1, 3),
-    adapters=st.integers(0, 3),
+    adapters=st.integers(0, 5),
     tasks=st.integers(1, 2),
     shards=st.integers(1, 3),
-    subjects_per_unit=st.integers(1, 3),
+    subjects_per_unit=st.integers(1, 4),
 )
 POLICIES = st.builds(
     Policy,
@@ -185,7 +188,9 @@ def test_whatever_happens_every_cell_ends_once_and_nothing_is_answered_twice(
     assert world.ends == Counter(dict.fromkeys(plan.cells, 1))
     for unit in plan.units:
         for cell in unit.cells:
-            assert (unit.id, cell) in world.answered or state.cells[cell] is CellPhase.FAILED
+            assert (unit.shard_index, cell) in world.answered or state.cells[
+                cell
+            ] is CellPhase.FAILED
     assert not world.slots
 
 

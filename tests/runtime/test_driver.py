@@ -218,7 +218,10 @@ def test_a_base_that_cannot_be_loaded_fails_its_cells_and_no_others() -> None:
 
 class SwappedEngine(FakeEngine):
     def answer(self, shard: Shard, subjects: Sequence[Subject]) -> list[SubjectAnswers]:
-        return super().answer(shard, subjects)[::-1]
+        answered = super().answer(shard, subjects)
+        if subjects[0].is_baseline:
+            return answered
+        return [replace(one, subject="base0/other") for one in answered]
 
 
 def test_answers_under_another_subjects_name_are_never_stored() -> None:
@@ -226,6 +229,7 @@ def test_answers_under_another_subjects_name_are_never_stored() -> None:
     sink = MemorySink()
     run(plan, sink, pool=LocalPool(build=SwappedEngine))
     assert sink.results.keys() == {"base0:task0"}
+    assert len(sink.noted("split_unit")) == 1
     assert "was asked about" in sink.failures["base0/a0:task0"][0].message
 
 

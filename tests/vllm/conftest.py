@@ -77,9 +77,7 @@ def vllm_lab(tmp_path_factory: pytest.TempPathFactory) -> VLLMLab:
             "enforce_eager": True,
         },
     )
-    adapters = [
-        read_adapter(str(root / name), name=name, base_path=str(base)) for name in ADAPTERS
-    ]
+    adapters = [read_adapter(str(root / name), name=name, base_path=str(base)) for name in ADAPTERS]
     return VLLMLab(base, tuple(adapters), spec)
 
 

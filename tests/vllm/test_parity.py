@@ -60,14 +60,19 @@ def assert_same(found: Sequence[Answer], expected: Sequence[Answer]) -> None:
             assert ours.logprob == pytest.approx(theirs.logprob, abs=NATS)
             assert ours.is_greedy == theirs.is_greedy
         else:
-            assert spoken(ours.text) == spoken(theirs.text)
+            assert_same_text(ours.text, theirs.text)
 
 
-def spoken(text: str | None) -> str:
-    """Return a text without what the two detokenisers treat differently: an unfinished character
-    at the end, and special tokens, which lm-eval keeps for vLLM and drops for HFLM."""
-    assert text is not None
-    return text.replace("<|pad|>", "").replace("<|system|>", "").rstrip("�")
+def assert_same_text(ours: str | None, theirs: str | None) -> None:
+    """Compare texts but for a last token that ends within a character, which vLLM holds back."""
+    assert ours is not None
+    assert theirs is not None
+    # lm-eval keeps special tokens in vLLM's texts and drops them from HFLM's.
+    for token in ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"):
+        ours = ours.replace(token, "")
+    assert ours == theirs or (
+        theirs.endswith("\ufffd") and theirs.startswith(ours.rstrip("\ufffd"))
+    )
 
 
 @pytest.fixture(scope="module")
