@@ -149,8 +149,13 @@ class _Work:
                 samples[base] = certificate_sets(
                     _one_of_each_type(planned, base, store), num_documents=number
                 )
-                for name in (base, f"{base}{HF_SUFFIX}"):
-                    engines[name] = resolved.engine(name, device)
+                own = resolved.engine(base, device)
+                longest = own.max_length or resolved.bases[base].max_length
+                engines[base] = own
+                # lm-eval's vLLM class cuts texts two tokens shorter than HFLM does.
+                engines[f"{base}{HF_SUFFIX}"] = replace(
+                    resolved.engine(f"{base}{HF_SUFFIX}", device), max_length=longest - 2
+                )
             for sample in samples[base]:
                 request_sets[sample.digest] = sample
                 for name in (base, f"{base}{HF_SUFFIX}"):

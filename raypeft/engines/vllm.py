@@ -60,6 +60,7 @@ class VLLMEngine(VLLMModel):
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)
         self._is_closed = False
+        self._poisoned_by: list[str] = []
         try:
             with loading(spec):
                 caller = Caller(self.model, f"base {spec.base!r}", self.cores)
@@ -76,6 +77,7 @@ class VLLMEngine(VLLMModel):
             raise EngineFatalError(f"the engine of {self._spec.base!r} is closed")
         if not subjects:
             return []
+        self._refuse_poisoned()
         encoded = self._sets.get(shard.request_set)
         requests = shard_requests(encoded.requests, shard.index, shard.count)
         work = _Work(encoded, requests, self._seeds(shard, requests))
@@ -92,6 +94,8 @@ class VLLMEngine(VLLMModel):
                 found |= self._ask(work, [subject], {})
         for group in _groups(adapted, self._adapters.capacity):
             found |= self._answer_group(work, group)
+        if len(subjects) > 1:
+            self._refuse_poisoned()  # alone, the culprit is named; in company all are in doubt
         return [found[subject.id] for subject in subjects]
 
     def hardware(self) -> Hardware:
@@ -147,10 +151,26 @@ class VLLMEngine(VLLMModel):
         said = [*self._score(work, voices)]
         for own, texts in zip(said, self._generate(work, voices), strict=True):
             own.update(texts)
-        return {
+        answered = {
             subject.id: _subject_answers(subject, own, voice.effort)
             for subject, own, voice in zip(subjects, said, voices, strict=True)
         }
+        self._poisoned_by += [name for name, one in answered.items() if one.failure]
+        return answered
+
+    def _refuse_poisoned(self) -> None:
+        """Give the engine up once it has computed NaN.
+
+        They stay in blocks of the cache, and vLLM's attention on a CPU multiplies what lies behind
+        a text in its last block by zero, which leaves NaN: any later text may become NaN as well.
+        """
+        culprits = self._poisoned_by + self._adapters.not_finite
+        if culprits:
+            raise EngineFatalError(
+                f"base {self._spec.base!r}: NaN or infinity was computed for "
+                f"{', '.join(culprits[:3])} and may have stayed in vLLM's cache; the engine must "
+                "be replaced"
+            )
 
     def _score(self, work: "_Work", voices: Sequence[Voice]) -> list[dict[int, Said]]:
         scores = self._asker.score(work.pairs, voices)

@@ -60,6 +60,7 @@ class HeldAdapters:
         self._probe = probe
         self._is_exact = dtype != "float32"
         self.capacity = capacity
+        self.not_finite: list[str] = []
         self._numbers = itertools.count(1)
         self._requests: dict[str, Any] = {}
         self._proven: dict[str, Failure | None] = {}
@@ -140,6 +141,7 @@ class HeldAdapters:
     def _verdict(self, adapter: Adapter, values: Sequence[float]) -> Failure | None:
         what = f"adapter {adapter.name!r}"
         if not all(map(math.isfinite, values)):
+            self.not_finite.append(adapter.name)
             message = f"{what}: with it the model's log-probabilities are NaN or infinite"
             return Failure(FailureKind.NOT_FINITE, message)
         differences = [

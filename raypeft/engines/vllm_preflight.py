@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raypeft.core.peft_settings import unknown_settings
 from raypeft.core.records import FailureKind
-from raypeft.engines.adapter_checks import check_lora
+from raypeft.engines.adapter_checks import check_lora, check_values
 from raypeft.engines.adapters import AdapterFiles
 from raypeft.engines.bases import read_base_tensors
 from raypeft.engines.tensorfiles import TensorInfo
@@ -73,6 +73,8 @@ class Preflight:
             raise _unsupported(what, f"its config sets {shown}, which this vLLM does not read")
         check_lora(files.tensors, config, what=what, base_folder=str(self._folder))
         self._check_names(files.tensors, what)
+        # Last, since it reads every value; and here, since NaN would stay in the engine's cache.
+        check_values(files.weights, files.tensors, config, what=what)
 
     def _check_names(self, tensors: Mapping[str, TensorInfo], what: str) -> None:
         for name, tensor in tensors.items():

@@ -18,7 +18,6 @@ from raypeft.core.events import (
     SlotLost,
     SlotPlaced,
     SlotReady,
-    SplitUnit,
     StartSlot,
     StopRequested,
     StopSlot,
@@ -238,47 +237,6 @@ def test_one_bad_cell_of_a_unit_leaves_the_others_alone() -> None:
     assert [command.cell for command in of_kind(commands, ScoreCell)] == [good]
     again = only_run(commands)
     assert (again.cells, again.attempt) == ((flaky,), 2)
-
-
-def test_a_unit_that_fails_as_a_whole_is_halved_until_the_culprit_stands_alone() -> None:
-    plan = make_plan(adapters=4, subjects_per_unit=4)
-    state, commands = start(plan, Policy(slots=1, attempts=2))
-    commands = play(state, done(only_run(commands)))
-    culprit = only_run(commands).cells[2]
-    crashes = 0
-    given_up: list[str] = []
-    while not state.finished:
-        runs = of_kind(commands, RunUnit)
-        for command in of_kind(commands, GiveUp):
-            given_up.append(command.cell)
-        if not runs:
-            scores = [ScoreCell(cell, attempt, "") for cell, attempt in state.scoring.items()]
-            commands = play(state, CellScored(scores[0].cell, scores[0].attempt))
-            continue
-        (run,) = runs
-        if culprit in run.cells:
-            crashes += 1
-            commands = play(state, UnitFailed(run.slot, run.unit_id, run.attempt, CRASH))
-        else:
-            commands = play(state, done(run))
-    # Of four, of two, and alone as often as any unit is tried.
-    assert crashes == 4
-    assert given_up == [culprit]
-    assert sum(phase is CellPhase.DONE for phase in state.cells.values()) == 4
-
-
-def test_a_lost_slot_is_no_reason_to_split_until_it_happens_again() -> None:
-    plan = make_plan(adapters=2, subjects_per_unit=2)
-    state, commands = start(plan, Policy(slots=1, slot_losses=2))
-    commands = play(state, done(only_run(commands)))
-    for expected in (0, 1):
-        run = next(iter(state.running.values()))
-        commands = play(state, SlotLost(run.slot, LOST))
-        assert len(of_kind(commands, SplitUnit)) == expected
-        (slot,) = [command.slot for command in of_kind(commands, StartSlot)]
-        play(state, SlotPlaced(slot))
-        commands = play(state, SlotReady(slot, HARDWARE))
-    assert len(only_run(commands).cells) == 1
 
 
 def test_a_unit_stays_for_its_other_cells_when_one_of_them_is_given_up() -> None:

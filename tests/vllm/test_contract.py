@@ -7,14 +7,15 @@ from typing import Any
 import psutil
 import pytest
 
-from raypeft.core.records import Adapter, Shard
+from raypeft.core.records import Adapter, FailureKind, Shard
 from raypeft.engines.adapters import read_adapter
 from raypeft.engines.base import Engine
 from raypeft.engines.build import build_engine
 from raypeft.errors import EngineFatalError
 from tests.contract.engine_contract import EngineContract, closing
 from tests.engines.samples import hand_made_adapter, lora_tensors, mixed_calls, request_set
-from tests.vllm.conftest import VLLMLab
+from tests.support.tiny import tiny_lora
+from tests.vllm.conftest import VLLMLab, subject_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::Warning")]
 
@@ -65,3 +66,18 @@ def test_a_killed_engine_is_fatal_and_leaves_nothing_behind(
     # The other engine is untouched.
     (answered,) = vllm_engine.answer(Shard(request_set(mixed_calls())), [vllm_lab.baseline])
     assert answered.failure is None
+
+
+def test_an_engine_that_has_computed_nan_is_given_up(vllm_lab: VLLMLab, tmp_path: Path) -> None:
+    huge = tiny_lora(vllm_lab.base, tmp_path / "huge", scale=1e32, lora_alpha=10**8)
+    subject = subject_of(read_adapter(str(huge), name="huge", base_path=str(vllm_lab.base)))
+    requests = Shard(request_set(mixed_calls()))
+    engine = build_engine(vllm_lab.spec)
+
+    (answered,) = engine.answer(requests, [subject])
+    with pytest.raises(EngineFatalError, match="huge"):
+        engine.answer(requests, [vllm_lab.baseline])
+    engine.close()
+
+    assert answered.failure is not None
+    assert answered.failure.kind is FailureKind.NOT_FINITE
