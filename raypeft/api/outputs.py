@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raypeft.api.planning import Planned
+from raypeft.core.clusters import Clusters, clusters_of
 from raypeft.core.comparable import ScoredCell
 from raypeft.core.gains import Gain, GainSettings, compute_gains
 from raypeft.core.identity import canonical, cell_numerics, digest
@@ -27,7 +28,10 @@ from raypeft.store.rows import ShardFacts, gains_table, samples_table
 from raypeft.store.store import Store
 from raypeft.store.tables import build
 
-OUTPUTS_VERSION = 1
+OUTPUTS_VERSION = 2
+
+LEFT_OUT_REASON = "deadline"
+"""In the `cells` table the reason of an open cell that was left out when time was over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +42,13 @@ class CellRun:
         attempts: Tries its units had in this run; 0 if everything was in the store.
         slot: The slot that answered last.
         failure: Why it has no results.
+        left_out: Why the deadline left it out; empty if it did not.
     """
 
     attempts: int = 0
     slot: str | None = None
     failure: Failure | None = None
+    left_out: str = ""
 
 
 @dataclass(slots=True)
@@ -63,8 +69,8 @@ def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -
         runs: What this run did, by cell key; cells that are absent were done before.
 
     Returns:
-        Keys of cells that have neither results nor a failure: open ones, and those whose results
-        in the store turned out to be damaged.
+        Keys of cells that have neither results nor a failure and were not left out: open ones, and
+        those whose results in the store turned out to be damaged.
     """
     output = planned.resolved.sweep.output
     inputs = _inputs_digest(planned, runs)
@@ -81,12 +87,16 @@ def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -
                     scored.append(_slim(found))
             groups = _groups(planned, base.name)
             tables.results += _group_rows(scored, groups, planned)
-            tables.gains += _gains(scored, groups, planned)
+            tables.gains += _gains(scored, groups, planned, store)
     tables.cells += [_lost_row(planned, lost) for lost in planned.lost]
     write_table(output, "results", build("results", tables.results))
     write_table(output, "gains", gains_table(tables.gains))
     # Last: it says that the other tables are whole.
-    missing = frozenset(row["cell"] for row in tables.cells if row["state"] == "open")
+    missing = frozenset(
+        row["cell"]
+        for row in tables.cells
+        if row["state"] == "open" and row["reason"] != LEFT_OUT_REASON
+    )
     run = None if missing else {"inputs": inputs}
     write_table(output, "cells", build("cells", tables.cells, run=run))
     return missing
@@ -102,6 +112,7 @@ def _inputs_digest(planned: Planned, runs: Mapping[str, CellRun]) -> str:
         "sweep": dump_sweep(planned.resolved.sweep),
         "cells": [[cell.subject, cell.entry, cell.score_key] for cell in planned.cells],
         "failures": failures,
+        "left_out": sorted(key for key, run in runs.items() if run.left_out),
         "lost": [[lost.subject, lost.task, lost.failure.message] for lost in planned.lost],
         "groups": {
             base: sorted({group.name for found in entries.values() for group in found})
@@ -117,13 +128,13 @@ def _read_cell(
     """Read one cell, add its rows, and return it if it has results."""
     scored = None if run.failure else store.get_scored(cell.score_key)
     if scored is None:
-        failure = run.failure
+        failure, left_out = run.failure, run.left_out or None
         tables.cells.append(
             _cell_row(cell, planned, run)
             | {
                 "state": "failed" if failure else "open",
-                "reason": None if failure is None else str(failure.kind),
-                "message": None if failure is None else failure.message,
+                "reason": str(failure.kind) if failure else left_out and LEFT_OUT_REASON,
+                "message": failure.message if failure else left_out,
             }
         )
         return None
@@ -340,19 +351,52 @@ def _group_row(
 
 
 def _gains(
-    cells: Sequence[ScoredCell], groups: Mapping[str, Sequence[Group]], planned: Planned
+    cells: Sequence[ScoredCell],
+    groups: Mapping[str, Sequence[Group]],
+    planned: Planned,
+    store: Store,
 ) -> list[Gain]:
     from raypeft.harness.metrics import resampling_aggregates
 
     sweep = planned.resolved.sweep
+    statistics = sweep.statistics
     settings = GainSettings(
+        alpha=statistics.alpha,
+        power=statistics.power,
         seed=sweep.evaluation.seeds[1],
+        resamples=statistics.resamples,
         allow_mixed_hardware=sweep.hardware.allow_mixed,
         aggregates=resampling_aggregates(),
+        margins=statistics.margins,
+        clusters=_clusters(cells, planned, store),
     )
+    subjects = planned.resolved.subjects
+    baselines = [cell for cell in cells if cell.adapter is None]
     return compute_gains(
-        [cell for cell in cells if cell.adapter is None],
+        [cell for cell in baselines if not subjects[cell.subject].again],
         [cell for cell in cells if cell.adapter is not None],
         [group for members in groups.values() for group in members],
         settings,
+        [_as_adapter(cell) for cell in baselines if subjects[cell.subject].again],
     )
+
+
+def _as_adapter(cell: ScoredCell) -> ScoredCell:
+    """Return a baseline that was answered again as what its first answers are compared with."""
+    numerics = {name: value for name, value in cell.numerics.items() if name != "again"}
+    return replace(cell, adapter=cell.subject, numerics=numerics)
+
+
+def _clusters(cells: Sequence[ScoredCell], planned: Planned, store: Store) -> dict[str, Clusters]:
+    """Return by request set which documents belong together, where the sweep names a field."""
+    fields = {task.name: task.cluster for task in planned.resolved.sweep.tasks if task.cluster}
+    found: dict[str, Clusters] = {}
+    # Documents are read only where they are asked for: they are as large as the task.
+    for subject, base in {(cell.subject, cell.base): None for cell in cells} if fields else ():
+        for task in planned.frozen.tasks(subject, base):
+            name = fields.get(task.entry)
+            if name is None or not task.digest or task.digest in found:
+                continue
+            documents = planned.frozen.request_set(store, task.digest).documents
+            found[task.digest] = clusters_of(documents, name)
+    return found

@@ -13,6 +13,14 @@ from functools import partial
 import numpy as np
 
 from raypeft.core.aggregations import SUMS, NoTermsError, is_number, numbers
+from raypeft.core.clusters import (
+    ClusterMeanGain,
+    Clusters,
+    codes_of,
+    joined,
+    over_joined,
+    summed,
+)
 from raypeft.core.comparable import Pair, check_metric, paired_samples
 from raypeft.core.records import Json, MetricValue
 from raypeft.core.resampling import AggregateGain, Floats, MeanGain, PairedStatistic, SumsGain
@@ -38,6 +46,7 @@ class PairedValues:
         baseline_values: By doc_id; numbers, (value, weight) pairs or whatever the metric keeps.
         adapter_values: Same documents, same order.
         no_interval: Why these values cannot be resampled; empty if they can.
+        clusters: The cluster of each document; None where each stands for itself.
     """
 
     baseline: MetricValue
@@ -45,6 +54,12 @@ class PairedValues:
     baseline_values: tuple[Json, ...]
     adapter_values: tuple[Json, ...]
     no_interval: str
+    clusters: tuple[str, ...] | None = None
+
+    def zero_one(self) -> tuple[list[float], list[float]]:
+        """Return both sides of a 0/1 metric as numbers."""
+        left, right = (numbers(side) for side in (self.baseline_values, self.adapter_values))
+        return left.tolist(), right.tolist()
 
     @property
     def discordant(self) -> tuple[int, int] | None:
@@ -79,6 +94,16 @@ class GainValues:
         return sum(len(member.baseline_values) for member in self.members)
 
     @property
+    def num_clusters(self) -> int | None:
+        """Clusters, where any member has them; documents of the other members count as one each."""
+        if all(member.clusters is None for member in self.members):
+            return None
+        return sum(
+            len(member.baseline_values) if member.clusters is None else len(set(member.clusters))
+            for member in self.members
+        )
+
+    @property
     def no_interval(self) -> str:
         """Why there is no interval; empty if there can be one."""
         reasons = [member.no_interval for member in self.members]
@@ -103,8 +128,21 @@ class GainValues:
         return directions.pop() if len(directions) == 1 else None
 
 
-def read_pair(pair: Pair, metric: str, filter_name: str, aggregates: Aggregates) -> PairedValues:
+def read_pair(
+    pair: Pair,
+    metric: str,
+    filter_name: str,
+    aggregates: Aggregates,
+    clusters: Mapping[str, Clusters],
+) -> PairedValues:
     """Return both sides of one metric of a pair.
+
+    Args:
+        pair: What is compared.
+        metric: lm-eval's metric name.
+        filter_name: lm-eval's filter name.
+        aggregates: Aggregations that are no sums.
+        clusters: By request set, where documents belong together.
 
     Raises:
         IncomparableError: If metric, documents, prompts or targets are not the same.
@@ -120,6 +158,7 @@ def read_pair(pair: Pair, metric: str, filter_name: str, aggregates: Aggregates)
     assert right is not None
     ours: list[Json] = []
     theirs: list[Json] = []
+    documents: list[int] = []
     for one, other in paired_samples(pair, filter_name):
         present = [metric in sample.metrics for sample in (one, other)]
         if present[0] != present[1]:
@@ -129,13 +168,29 @@ def read_pair(pair: Pair, metric: str, filter_name: str, aggregates: Aggregates)
         if all(present):
             ours.append(one.metrics[metric])
             theirs.append(other.metrics[metric])
+            documents.append(one.doc_id)
+    names, problem = _cluster_names(clusters.get(pair.adapter.request_set), documents)
     return PairedValues(
         baseline=left,
         adapter=right,
         baseline_values=tuple(ours),
         adapter_values=tuple(theirs),
-        no_interval=_why_not(left, ours, aggregates) or _why_not(right, theirs, aggregates),
+        no_interval=(
+            _why_not(left, ours, aggregates) or _why_not(right, theirs, aggregates) or problem
+        ),
+        clusters=names,
     )
+
+
+def _cluster_names(
+    clusters: Clusters | None, documents: Sequence[int]
+) -> tuple[tuple[str, ...] | None, str]:
+    """Return the cluster of each document, and why that is not known."""
+    if clusters is None or clusters.problem:
+        return None, "" if clusters is None else clusters.problem
+    if missing := [doc_id for doc_id in documents if doc_id not in clusters.by_document]:
+        return None, f"the cluster of document {missing[0]} is not known"
+    return tuple(clusters.by_document[doc_id] for doc_id in documents), ""
 
 
 def group_values(members: Sequence[PairedValues], sizes: Sequence[int]) -> GainValues:
@@ -168,18 +223,45 @@ def statistic_of(adapters: Sequence[GainValues], aggregates: Aggregates) -> Pair
     """
     first = adapters[0].members[0]
     aggregation = first.baseline.aggregation
+    codes = None if first.clusters is None else codes_of(first.clusters)
     if aggregation in MEANS:
-        strata = tuple(len(member.baseline_values) for member in adapters[0].members)
-        differences = np.stack([_differences(values) for values in adapters])
-        return MeanGain(differences, strata, adapters[0].weights)
+        return _mean_gain(adapters)
     if aggregation in SUMS:
         terms, finish = SUMS[aggregation]
         sides = [first.baseline_values, *(v.members[0].adapter_values for v in adapters)]
-        base, *over = [terms(values) for values in sides]
+        parts = [terms(values) for values in sides]
+        base, *over = parts if codes is None else [summed(part, codes) for part in parts]
         return SumsGain(base, np.stack(over), finish)
-    lists = [list(values.members[0].adapter_values) for values in adapters]
     aggregate = partial(_aggregate_or_nan, aggregates[aggregation])
-    return AggregateGain(list(first.baseline_values), lists, aggregate)
+    baseline = list(first.baseline_values)
+    lists = [list(values.members[0].adapter_values) for values in adapters]
+    if codes is None:
+        return AggregateGain(baseline, lists, aggregate)
+    clustered = [joined(values, codes) for values in lists]
+    return AggregateGain(joined(baseline, codes), clustered, over_joined(aggregate))
+
+
+def _mean_gain(adapters: Sequence[GainValues]) -> PairedStatistic:
+    members, weights = adapters[0].members, adapters[0].weights
+    differences = np.stack([_differences(values) for values in adapters])
+    base = np.concatenate([numbers(member.baseline_values) for member in members])
+    if adapters[0].num_clusters is None:
+        strata = tuple(len(member.baseline_values) for member in members)
+        return MeanGain(differences, strata, weights, base)
+    parts = []
+    for number, member in enumerate(members):
+        # A member without clusters: each document is its own.
+        names = member.clusters or tuple(map(str, range(len(member.baseline_values))))
+        parts.append((number, codes_of(names)))
+    offsets = np.cumsum([0, *(int(codes.max()) + 1 for _, codes in parts)])
+    every = np.concatenate([codes + offsets[number] for number, codes in parts])
+    return ClusterMeanGain(
+        summed(differences.T, every).T,
+        summed(np.ones(len(every)), every),
+        tuple(np.diff(offsets).tolist()),
+        weights,
+        summed(base, every),
+    )
 
 
 def _aggregate_or_nan(aggregate: Callable[[list[Json]], float], values: list[Json]) -> float:

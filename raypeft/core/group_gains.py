@@ -7,6 +7,7 @@ group must not be compared. What is made of the members is left to `gains` and `
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from raypeft.core.clusters import Clusters
 from raypeft.core.comparable import Match, Pair
 from raypeft.core.gain_values import (
     Aggregates,
@@ -31,6 +32,7 @@ class GroupColumn:
         filter: lm-eval's filter name.
         values: What the gain is computed from; None if it is refused.
         request_sets: Those of the members, in order.
+        baselines: Subjects of the members' baselines, in order.
         reason: Why it is refused, or the notes of the members' pairs.
     """
 
@@ -42,6 +44,15 @@ class GroupColumn:
     values: GainValues | None
     request_sets: tuple[str, ...]
     reason: str
+    baselines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How values are read, see `read_pair`."""
+
+    aggregates: Aggregates
+    clusters: Mapping[str, Clusters]
 
 
 class _RefusedError(Exception):
@@ -49,7 +60,10 @@ class _RefusedError(Exception):
 
 
 def group_columns(
-    groups: Sequence[Group], matches: Sequence[Match], aggregates: Aggregates
+    groups: Sequence[Group],
+    matches: Sequence[Match],
+    aggregates: Aggregates,
+    clusters: Mapping[str, Clusters],
 ) -> Iterator[GroupColumn]:
     """Yield every metric of every group for every adapter that has one of its tasks."""
     by_name = {group.name: group for group in groups}
@@ -68,7 +82,7 @@ def group_columns(
                         request_sets=(),
                         reason="",
                     )
-                    yield from _filled(column, config, tasks, found, aggregates)
+                    yield from _filled(column, config, tasks, found, _Reading(aggregates, clusters))
 
 
 def _filled(
@@ -76,11 +90,11 @@ def _filled(
     config: Mapping[str, Json],
     tasks: Sequence[str],
     found: Mapping[str, Sequence[Match]],
-    aggregates: Aggregates,
+    reading: _Reading,
 ) -> Iterator[GroupColumn]:
     """Yield the column with its values or its refusal; nothing if no task has the metric."""
     try:
-        members = _members(column, tasks, found, aggregates)
+        members = _members(column, tasks, found, reading)
     except _RefusedError as error:
         yield replace(column, reason=str(error))
         return
@@ -95,6 +109,7 @@ def _filled(
         values=group_values([values for _, values in members], sizes),
         request_sets=tuple(pair.adapter.request_set for pair in pairs),
         reason="; ".join(notes),
+        baselines=tuple(pair.baseline.subject for pair in pairs),
     )
 
 
@@ -102,7 +117,7 @@ def _members(
     column: GroupColumn,
     tasks: Sequence[str],
     found: Mapping[str, Sequence[Match]],
-    aggregates: Aggregates,
+    reading: _Reading,
 ) -> list[tuple[Pair, PairedValues]]:
     members: list[tuple[Pair, PairedValues]] = []
     for task in tasks:
@@ -117,9 +132,12 @@ def _members(
         if not any((m.metric, m.filter) == (column.metric, column.filter) for m in metrics):
             continue  # lm-eval leaves such a task out of the group as well
         try:
-            members.append((pair, read_pair(pair, column.metric, column.filter, aggregates)))
+            values = read_pair(
+                pair, column.metric, column.filter, reading.aggregates, reading.clusters
+            )
         except IncomparableError as error:
             raise _RefusedError(str(error)) from error
+        members.append((pair, values))
     return members
 
 

@@ -26,6 +26,11 @@ BATCH_ELEMENTS = 4_000_000
 """Elements of one batch of draws (32 MB as float64): bounds memory, whatever `n` is."""
 
 
+GRADIENT_STEP = 1e-5
+"""Relative step of a slope: about the cube root of float64's precision, the best for a central
+difference."""
+
+
 class PairedStatistic(Protocol):
     """A gain of each of `k` adapters over one baseline, on `n` shared documents."""
 
@@ -50,6 +55,18 @@ class PairedStatistic(Protocol):
         """Return the gains where values are swapped at `signs` (b, n) of -1, shape (b, k)."""
         ...
 
+    def resampled_baseline(self, counts: Floats) -> Floats | None:
+        """Return the baseline's own value on the same draws, shape (b,); None if not known."""
+        ...
+
+    def swap_scale(self) -> Floats | None:
+        """Return the spread of the gains under random swaps, shape (k,), or its linearisation.
+
+        It depends only on what swaps leave as it is, so that dividing by it keeps a swap test
+        exact. None where it is too slow to compute.
+        """
+        ...
+
     def influence(self) -> Floats | None:
         """Return each document's jackknife influence on the gains, shape (k, n).
 
@@ -71,11 +88,13 @@ class MeanGain:
         differences: Adapter minus baseline for each document, shape (k, n), stratum by stratum.
         strata: Documents of each stratum.
         weights: Weight of each stratum's mean; they add up to 1.
+        baseline: The baseline's values, shape (n,); None leaves its own interval out.
     """
 
     differences: Floats
     strata: tuple[int, ...]
     weights: tuple[float, ...] = (1.0,)
+    baseline: Floats | None = None
 
     def _coefficients(self) -> Floats:
         shares = [w / n for w, n in zip(self.weights, self.strata, strict=True)]
@@ -107,6 +126,15 @@ class MeanGain:
         """See `PairedStatistic`."""
         return self._weighted_sums(signs)
 
+    def resampled_baseline(self, counts: Floats) -> Floats | None:
+        """See `PairedStatistic`."""
+        return None if self.baseline is None else counts @ (self.baseline * self._coefficients())
+
+    def swap_scale(self) -> Floats:
+        """See `PairedStatistic`: exact, since swaps are independent."""
+        scale: Floats = np.sqrt(((self.differences * self._coefficients()) ** 2).sum(axis=1))
+        return scale
+
     def influence(self) -> Floats:
         """See `PairedStatistic`."""
         parts = []
@@ -120,7 +148,8 @@ class MeanGain:
 
     def take(self, adapters: Sequence[int]) -> "MeanGain":
         """See `PairedStatistic`."""
-        return MeanGain(self.differences[list(adapters)], self.strata, self.weights)
+        rows = self.differences[list(adapters)]
+        return MeanGain(rows, self.strata, self.weights, self.baseline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +196,23 @@ class SumsGain:
         half = np.matmul(signs, (self.adapters - self.baseline) / 2)
         gains: Floats = (self.finish(middle + half) - self.finish(middle - half)).T
         return gains
+
+    def resampled_baseline(self, counts: Floats) -> Floats:
+        """See `PairedStatistic`."""
+        return self.finish(counts @ self.baseline)
+
+    def swap_scale(self) -> Floats:
+        """See `PairedStatistic`: linearised at the middle of both sides, which swaps keep."""
+        middle = (self.adapters + self.baseline).sum(axis=1) / 2
+        slopes = np.empty_like(middle)
+        for j in range(middle.shape[1]):
+            step = np.zeros_like(middle)
+            step[:, j] = GRADIENT_STEP * (np.abs(middle[:, j]) + 1.0)
+            rise = self.finish(middle + step) - self.finish(middle - step)
+            slopes[:, j] = rise / (2 * step[:, j])
+        effects = np.einsum("knm,km->kn", self.adapters - self.baseline, slopes)
+        scale: Floats = np.sqrt((effects**2).sum(axis=1))
+        return scale
 
     def influence(self) -> Floats:
         """See `PairedStatistic`."""
@@ -236,6 +282,18 @@ class AggregateGain:
                 row.append(self.aggregate([v if kept else b for kept, b, v in both]) - base)
             rows.append(row)
         return np.asarray(rows, dtype=np.float64)
+
+    def resampled_baseline(self, counts: Floats) -> Floats:
+        """See `PairedStatistic`."""
+        values = []
+        for draw in counts:
+            picks = np.repeat(np.arange(len(draw)), draw.astype(np.int64)).tolist()
+            values.append(self.aggregate([self.baseline[i] for i in picks]))
+        return np.asarray(values, dtype=np.float64)
+
+    def swap_scale(self) -> None:
+        """See `PairedStatistic`."""
+        return None
 
     def influence(self) -> None:
         """See `PairedStatistic`: None, since n aggregates of n documents are too slow."""

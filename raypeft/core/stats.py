@@ -26,6 +26,8 @@ from enum import StrEnum
 import numpy as np
 from scipy import special, stats
 
+from raypeft.core.levels import NO_INTERVAL, Interval, percentiles
+from raypeft.core.ranking import shares_of_best, shrink
 from raypeft.core.resampling import (
     Bools,
     Floats,
@@ -39,6 +41,10 @@ from raypeft.core.resampling import (
 DEFAULT_RESAMPLES = 9_999
 TIE_TOLERANCE = 1e-12
 """Relative to the largest value met: sums in another order may differ by rounding."""
+
+
+MOST_DOCUMENTS = 1_000_000_000
+"""No task has more."""
 
 
 class Outcome(StrEnum):
@@ -70,6 +76,11 @@ class Comparison:
         outcome: What kind of data it was.
         method: How p and interval were found, for the tables.
         note: What a reader must know: why there is no interval, or how thin the data are.
+        baseline: Interval of the baseline's own value.
+        adapter: Interval of the adapter's own value.
+        shrunk: The gain, shrunk towards those of the other adapters; None where there are too few.
+        p_best: Share of draws on which the adapter is best, baseline included; None where the
+            metric has no direction.
     """
 
     gain: float
@@ -81,6 +92,10 @@ class Comparison:
     outcome: Outcome
     method: str
     note: str = ""
+    baseline: Interval = NO_INTERVAL
+    adapter: Interval = NO_INTERVAL
+    shrunk: float | None = None
+    p_best: float | None = None
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -115,9 +130,36 @@ def smallest_detectable_gain(
     Normal approximation: (z(1 - alpha/2) + z(power)) × standard error (Cohen 1988, "Statistical
     Power Analysis", ch. 2). None where the data show no spread to tell it from.
     """
+    return detectable_gain(standard_error, float(stats.norm.isf(alpha / 2)), power=power)
+
+
+def detectable_gain(
+    standard_error: float | None, critical: float, *, power: float = 0.8
+) -> float | None:
+    """Return the true gain that is found with this power by whoever asks for `critical` errors.
+
+    None where the data show no spread to tell it from.
+    """
     if standard_error is None or not np.isfinite(standard_error) or standard_error <= 0.0:
         return None
-    return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * standard_error)
+    return float((critical + stats.norm.ppf(power)) * standard_error)
+
+
+def documents_needed(gain: float | None, detectable: float | None, n: int) -> int | None:
+    """Return how many documents would find a true gain of this size.
+
+    The spread of a gain falls with the root of the number of documents. None where there is no
+    gain, and beyond a billion documents, which says no more than that.
+
+    Args:
+        gain: As observed.
+        detectable: The gain that `n` documents would find.
+        n: Documents there were.
+    """
+    if not gain or detectable is None or not np.isfinite(gain):
+        return None
+    needed = n * (detectable / abs(gain)) ** 2
+    return int(np.ceil(needed)) if needed <= MOST_DOCUMENTS else None
 
 
 def compare(
@@ -126,17 +168,20 @@ def compare(
     seed: int,
     resamples: int = DEFAULT_RESAMPLES,
     confidence: float = 0.95,
+    higher_is_better: bool | None = None,
 ) -> tuple[Comparison, ...]:
     """Compare each adapter of a statistic with its baseline.
 
     All adapters see the same draws of documents and the same swaps; which other adapters there
-    are has no influence on an adapter's result, rounding aside.
+    are has no influence on an adapter's gain, interval and p, rounding aside. `shrunk` and
+    `p_best` are about all of them together.
 
     Args:
         statistic: The paired values and how a gain is computed from them.
         seed: Seed of the draws.
         resamples: Draws for each of interval and p.
         confidence: Of the interval, for instance 0.95.
+        higher_is_better: Direction, for `p_best`.
     """
     n = sum(statistic.strata)
     if n == 0:
@@ -153,7 +198,8 @@ def compare(
     rows = np.flatnonzero(finite).tolist()
     if rows:
         part = None if spread is None else spread[rows]
-        found = _compare_finite(statistic.take(rows), part, seed, resamples, confidence)
+        asked = _Asked(seed, resamples, confidence, higher_is_better)
+        found = _compare_finite(statistic.take(rows), part, asked)
         for row, comparison in zip(rows, found, strict=True):
             results[row] = comparison
     return tuple(results)
@@ -173,18 +219,22 @@ def _without_interval(gain: float, n: int, outcome: Outcome) -> Comparison:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    seed: int
+    resamples: int
+    confidence: float
+    higher_is_better: bool | None
+
+
 def _compare_finite(
-    statistic: PairedStatistic,
-    spread: Floats | None,
-    seed: int,
-    resamples: int,
-    confidence: float,
+    statistic: PairedStatistic, spread: Floats | None, asked: _Asked
 ) -> list[Comparison]:
     # Two streams, so that the number of bootstrap draws does not change the swaps.
-    boot_rng, swap_rng = np.random.default_rng(seed).spawn(2)
+    boot_rng, swap_rng = np.random.default_rng(asked.seed).spawn(2)
     gains = statistic.observed()
     with np.errstate(all="ignore"):  # a draw may overflow; `_at_least` says what becomes of it
-        p_values, p_methods = _p_values(statistic, gains, resamples, swap_rng)
+        p_values, p_methods = _p_values(statistic, gains, asked.resamples, swap_rng)
     outcomes = _outcomes(statistic, gains, spread)
     errors = None if spread is None else _standard_errors(spread, statistic.strata)
     results = [
@@ -201,14 +251,52 @@ def _compare_finite(
         )
         for k in range(len(gains))
     ]
-    open_rows = [k for k, o in enumerate(outcomes) if o in (Outcome.OK, Outcome.ONE_DIFFERS)]
-    if open_rows:
-        part = None if spread is None else spread[open_rows]
-        drawn = _draw(statistic.take(open_rows), resamples, boot_rng)
-        for place, k in enumerate(open_rows):
-            one = None if part is None else part[place]
-            results[k] = _with_interval(results[k], drawn[:, place], one, confidence)
-    return results
+    if min(statistic.strata) == 1:
+        return results  # one document is the same on every draw
+    drawn, baseline = _draw(statistic, asked.resamples, boot_rng)
+    for k, outcome in enumerate(outcomes):
+        if outcome in (Outcome.OK, Outcome.ONE_DIFFERS):
+            one = None if spread is None else spread[k]
+            results[k] = _with_interval(results[k], drawn[:, k], one, asked.confidence)
+    results = _with_levels(results, drawn, baseline, asked.confidence)
+    return _ranked(results, drawn, asked.higher_is_better)
+
+
+def _with_levels(
+    results: list[Comparison], drawn: Floats, baseline: Floats | None, confidence: float
+) -> list[Comparison]:
+    if baseline is None:
+        return results
+    return [
+        replace(
+            one,
+            baseline=percentiles(baseline, confidence),
+            adapter=percentiles(baseline + drawn[:, k], confidence),
+        )
+        for k, one in enumerate(results)
+    ]
+
+
+def _ranked(
+    results: list[Comparison], drawn: Floats, higher_is_better: bool | None
+) -> list[Comparison]:
+    able = np.flatnonzero(np.isfinite(drawn).all(axis=0)).tolist()
+    if not able:
+        return results
+    gains = np.asarray([results[k].gain for k in able])
+    shrunk = shrink(gains, np.atleast_2d(np.cov(drawn[:, able].T)))
+    shares = None
+    # The best of some is not the best of all.
+    if higher_is_better is not None and len(able) == len(results):
+        shares = shares_of_best(drawn, higher_is_better=higher_is_better)
+    done = list(results)
+    for place, k in enumerate(able):
+        done[k] = replace(
+            results[k],
+            shrunk=None if shrunk is None else float(shrunk[place]),
+            p_best=None if shares is None else float(shares[place]),
+        )
+    return done
 
 
 def _outcomes(statistic: PairedStatistic, gains: Floats, spread: Floats | None) -> list[Outcome]:
@@ -292,15 +380,18 @@ def _at_least(drawn: Floats, observed: Floats) -> Bools:
     return extreme
 
 
-def _draw(statistic: PairedStatistic, resamples: int, rng: np.random.Generator) -> Floats:
-    """Return the gains on bootstrap draws, shape (resamples, k)."""
+def _draw(
+    statistic: PairedStatistic, resamples: int, rng: np.random.Generator
+) -> tuple[Floats, Floats | None]:
+    """Return the gains on bootstrap draws, shape (resamples, k), and the baseline's values."""
+    draws, levels = [], []
     with np.errstate(all="ignore"):
-        draws = [
-            statistic.resampled(counts)
-            for counts in bootstrap_counts(statistic.strata, resamples, rng)
-        ]
-    drawn: Floats = np.concatenate(draws)
-    return drawn
+        for counts in bootstrap_counts(statistic.strata, resamples, rng):
+            draws.append(statistic.resampled(counts))
+            level = statistic.resampled_baseline(counts)
+            if level is not None:
+                levels.append(level)
+    return np.concatenate(draws), np.concatenate(levels) if levels else None
 
 
 def _with_interval(

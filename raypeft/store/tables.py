@@ -40,7 +40,7 @@ VERSIONS: Mapping[str, int] = {
     "scores": 1,
     "results": 1,
     "samples": 1,
-    "gains": 1,
+    "gains": 2,  # 2: correction to num_clusters
     "cells": 1,
 }
 
@@ -162,6 +162,20 @@ _COLUMNS: Mapping[str, Columns] = {
         ("reason", TEXT),
         ("alpha", FLOAT),
         ("seed", INT),
+        ("correction", TEXT),
+        ("q", FLOAT),
+        ("margin", FLOAT),
+        ("p_equivalent", FLOAT),
+        ("documents_needed", INT),
+        ("baseline_low", FLOAT),
+        ("baseline_high", FLOAT),
+        ("adapter_low", FLOAT),
+        ("adapter_high", FLOAT),
+        ("shrunk_gain", FLOAT),
+        ("rank", INT),
+        ("p_best", FLOAT),
+        ("noise_floor", FLOAT),
+        ("num_clusters", INT),
     ],
     "cells": [
         ("subject", TEXT),
@@ -196,7 +210,9 @@ NULLABLE: Mapping[str, frozenset[str]] = {
     "gains": frozenset(
         {"request_set", "baseline_value", "adapter_value", "gain", "low", "high", "p"}
         | {"p_corrected", "wins", "losses", "standard_error", "smallest_detectable_gain"}
-        | {"higher_is_better"}
+        | {"higher_is_better", "correction", "q", "margin", "p_equivalent", "documents_needed"}
+        | {"baseline_low", "baseline_high", "adapter_low", "adapter_high"}
+        | {"shrunk_gain", "rank", "p_best", "noise_floor", "num_clusters"}
     ),
     "cells": frozenset(
         {"adapter", "cell", "request_set", "reason", "message", "slot", "path"}

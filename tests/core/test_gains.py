@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from raypeft.core.comparable import ScoredCell
 from raypeft.core.gains import Gain, GainSettings, Verdict, compute_gains
@@ -116,9 +117,12 @@ def test_p_is_corrected_over_adapters_tasks_and_groups_of_one_base_and_metric() 
     baselines.append(make_cell(bits(60, 20), task="t3", metric="f"))
     gains = compute_gains(baselines, [*adapters, other_metric], settings=QUICK)
     family = [gain for gain in gains if gain.metric == "acc"]
-    assert [gain.p_corrected for gain in family] == pytest.approx(
-        holm([gain.p or 0.0 for gain in family])
-    )
+    raw = [gain.p or 0.0 for gain in family]
+    for gain, one in zip(family, holm(raw), strict=True):
+        # The swaps of 999 draws know the correlation that Holm must fear, and their own luck.
+        assert (gain.p or 0.0) <= (gain.p_corrected or 0.0) <= one + 3 * math.sqrt(one / 999)
+    assert {gain.correction for gain in family} == {"max-T"}
+    assert [gain.q for gain in family] == pytest.approx(stats.false_discovery_control(raw))
     assert {gain.family_size for gain in family} == {6}
     assert gains[-1].p_corrected == gains[-1].p
     assert gains[-1].family_size == 1
@@ -127,13 +131,35 @@ def test_p_is_corrected_over_adapters_tasks_and_groups_of_one_base_and_metric() 
 def test_a_larger_family_makes_gains_harder_to_detect() -> None:
     baseline = make_cell(bits(60, 20))
     one = compute_gains([baseline], [make_cell(bits(60, 25), adapter="a")], settings=QUICK)
+    rng = np.random.default_rng(2)
+    others = [make_cell(rng.integers(0, 2, 60).tolist(), adapter=name) for name in "bcdefgh"]
     many = compute_gains(
-        [baseline],
-        [make_cell(bits(60, 25), adapter=name) for name in "abcde"],
-        settings=QUICK,
+        [baseline], [make_cell(bits(60, 25), adapter="a"), *others], settings=QUICK
     )
     assert (many[0].smallest_detectable_gain or 0) > (one[0].smallest_detectable_gain or 0)
     assert many[0].p == one[0].p
+
+
+def test_what_cannot_be_swapped_as_often_is_corrected_by_holm_and_says_so() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(3, 30)).tolist()
+
+    def gains(aggregation: str, settings: GainSettings) -> list[Gain]:
+        cells = [
+            make_cell(v, adapter=a, aggregation=aggregation, value=float(np.median(v)))
+            if aggregation == "median"
+            else make_cell(v, adapter=a)
+            for v, a in zip(values, (None, "a", "b"), strict=True)
+        ]
+        return compute_gains(cells[:1], cells[1:], settings=settings)
+
+    slow = gains("median", replace(QUICK, aggregates={"median": lambda v: float(np.median(v))}))
+    too_few = gains("mean", replace(QUICK, resamples=199))
+    enough = gains("mean", QUICK)
+    for found, correction in ((slow, "Holm"), (too_few, "Holm"), (enough, "max-T")):
+        assert {gain.correction for gain in found} == {correction}
+        if correction == "Holm":
+            assert [gain.p_corrected for gain in found] == list(holm([g.p or 0 for g in found]))
 
 
 def test_bases_are_families_of_their_own() -> None:
@@ -142,6 +168,30 @@ def test_bases_are_families_of_their_own() -> None:
     gains = compute_gains(cells, adapters, settings=QUICK)
     assert [gain.base for gain in gains] == ["b1", "b2"]
     assert {gain.family_size for gain in gains} == {1}
+
+
+def test_each_adapter_is_drawn_against_the_baseline_of_its_own_engine() -> None:
+    rng = np.random.default_rng(5)
+    terms = {name: -rng.gamma(3, scale, 40) for name, scale in (("fast", 1.0), ("slow", 2.0))}
+    kinds = {"fast": {"engine": "vllm"}, "slow": {"engine": "hf"}}
+
+    def cell(engine: str, adapter: str | None, subject: str) -> ScoredCell:
+        values = terms[engine] * (1.0 if adapter is None else 0.9)
+        made = make_cell(
+            values.tolist(),
+            adapter=adapter,
+            aggregation="perplexity",
+            higher_is_better=False,
+            value=float(np.exp(-values.mean())),
+        )
+        return replace(made, numerics=kinds[engine], subject=subject)
+
+    baselines = [cell("fast", None, "base"), cell("slow", None, "base@hf")]
+    adapters = [cell(name, name, f"base/{name}") for name in terms]
+    for gain in compute_gains(baselines, adapters, settings=QUICK):
+        assert gain.low is not None
+        assert gain.high is not None
+        assert gain.low < (gain.gain or 0) < gain.high < 0
 
 
 def test_gains_do_not_depend_on_the_order_or_number_of_other_cells() -> None:
