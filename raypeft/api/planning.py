@@ -7,10 +7,13 @@ What runs when is `raypeft.core.schedule`'s business.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from raypeft.api.costing import Costs, EngineOutlook
 from raypeft.api.freezing import FrozenSweep, FrozenTask
 from raypeft.api.sweeps import Resolved
-from raypeft.core.cost import shard_count
+from raypeft.core.cost import shard_count, unit_seconds
+from raypeft.core.engine_choice import AGAIN_SUFFIX
 from raypeft.core.identity import cell_key, cell_numerics, score_key
+from raypeft.core.ordering import urgencies
 from raypeft.core.plan import Cell, Plan, Unit, make_units
 from raypeft.core.records import EngineSpec, Failure, Subject
 
@@ -49,6 +52,8 @@ class Planned:
         plan: What is to be done. Subjects of equal content share a cell there.
         cells: Every cell of every subject, in the sweep's order.
         lost: Cells that have failed before anything was loaded.
+        references: What the cells would take on the cost model's reference device, by key.
+        outlooks: What is expected of each engine, by its name.
     """
 
     resolved: Resolved
@@ -56,11 +61,18 @@ class Planned:
     plan: Plan
     cells: tuple[Cell, ...] = ()
     lost: tuple[LostCell, ...] = field(default=())
+    references: Mapping[str, float] = field(default_factory=dict)
+    outlooks: Mapping[str, EngineOutlook] = field(default_factory=dict)
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to answer or to score."""
         return not self.plan.units and not self.plan.to_score
+
+    def outlooks_of_open(self) -> dict[str, EngineOutlook]:
+        """Return what is expected of the engines that have something left to answer."""
+        names = dict.fromkeys(unit.base for unit in self.plan.units)
+        return {name: self.outlooks[name] for name in names}
 
 
 def make_plan(
@@ -71,6 +83,7 @@ def make_plan(
     scored: Collection[str],
     failed: Callable[[str], Failure | None] = lambda cell: None,
     device: str = "cpu",
+    costs: Costs | None = None,
 ) -> Planned:
     """Return the plan of a sweep.
 
@@ -81,10 +94,14 @@ def make_plan(
         scored: Score keys the store holds results of.
         failed: Returns why a cell of this key failed before, if that lasts.
         device: `cpu` or `cuda`, what the slots have.
+        costs: The cost model; without one nothing was measured before.
     """
+    costs = costs or Costs(resolved, device=device)
     engines = {name: resolved.engine(name, device) for name in resolved.engine_names()}
     cells, lost = _cells(resolved, frozen, engines, scored, failed)
-    cells = _with_shards(cells, resolved, answered)
+    cells = _with_costs(cells, frozen, costs)
+    longest = unit_seconds(_open_seconds(cells, answered, scored), resolved.sweep.schedule.slots)
+    cells = _with_shards(cells, resolved, answered, longest)
     # The same adapter under two names is answered once: the first one's cell stands for both.
     unique = {cell.key: cell for cell in reversed(cells)}
     shards_of = {key: answered.get(key, {}).get(cell.shards, ()) for key, cell in unique.items()}
@@ -96,32 +113,81 @@ def make_plan(
         if key not in finished and len(shards_of[key]) == cell.shards
     )
     finished.update(to_score)
+    open_cells = [cell for key, cell in unique.items() if key not in finished]
+    order = urgencies(open_cells, resolved.sweep.schedule.chosen_order)
+    open_cells = [replace(cell, urgency=order.get(cell.key, 0)) for cell in open_cells]
     plan = Plan(
         engines=engines,
         subjects=resolved.subjects,
         cells=unique,
-        units=_units(
-            [cell for key, cell in unique.items() if key not in finished], engines, shards_of
-        ),
+        units=_units(open_cells, engines, shards_of, longest),
         to_score=to_score,
         done=done,
+        costs={name: costs.engine_cost(name) for name in engines},
     )
     return Planned(
-        resolved=resolved, frozen=frozen, plan=plan, cells=tuple(cells), lost=tuple(lost)
+        resolved=resolved,
+        frozen=frozen,
+        plan=plan,
+        cells=tuple(cells),
+        lost=tuple(lost),
+        references=_references(cells, frozen, costs),
+        outlooks={name: costs.outlook(name) for name in engines},
     )
+
+
+def _with_costs(cells: Sequence[Cell], frozen: FrozenSweep, costs: Costs) -> list[Cell]:
+    """Return the cells with the seconds that are expected of them."""
+    known: dict[tuple[str, str], float] = {}
+    for cell in cells:
+        key = (cell.engine_name, cell.request_set)
+        if key not in known:
+            known[key] = costs.seconds(cell.engine_name, _task_of(cell, frozen).work)
+    return [replace(cell, seconds=known[cell.engine_name, cell.request_set]) for cell in cells]
+
+
+def _references(cells: Sequence[Cell], frozen: FrozenSweep, costs: Costs) -> dict[str, float]:
+    known: dict[tuple[str, str], float] = {}
+    for cell in cells:
+        key = (cell.engine_name, cell.request_set)
+        if key not in known:
+            known[key] = costs.reference_seconds(cell.engine_name, _task_of(cell, frozen).work)
+    return {cell.key: known[cell.engine_name, cell.request_set] for cell in cells}
+
+
+def _task_of(cell: Cell, frozen: FrozenSweep) -> FrozenTask:
+    return frozen.task(cell.subject, cell.base, cell.task)
+
+
+def _open_seconds(cells: Sequence[Cell], answered: Answered, scored: Collection[str]) -> float:
+    """Return about how long one slot alone would take for what is not answered."""
+    left = {cell.key: cell.expected_seconds for cell in cells if cell.score_key not in scored}
+    return sum(seconds for key, seconds in left.items() if not answered.get(key))
 
 
 def _units(
     cells: Sequence[Cell],
     engines: Mapping[str, EngineSpec],
     answered: Mapping[str, Collection[int]],
+    longest_seconds: float,
 ) -> tuple[Unit, ...]:
     """Cut cells into units; an engine that answers many adapters at once is given many."""
-    fused = [cell for cell in cells if engines[cell.engine_name].kind == "vllm"]
-    others = [cell for cell in cells if engines[cell.engine_name].kind != "vllm"]
+    # Answered in one batch with the first answers, the second would be no second ones.
+    fused = [
+        cell
+        for cell in cells
+        if engines[cell.engine_name].kind == "vllm" and not cell.subject.endswith(AGAIN_SUFFIX)
+    ]
+    together = {cell.key for cell in fused}
+    others = [cell for cell in cells if cell.key not in together]
     return (
         *make_units(others, answered=answered),
-        *make_units(fused, answered=answered, subjects_per_unit=MOST_FUSED),
+        *make_units(
+            fused,
+            answered=answered,
+            subjects_per_unit=MOST_FUSED,
+            seconds_per_unit=longest_seconds,
+        ),
     )
 
 
@@ -180,20 +246,21 @@ def _cell(subject: Subject, task: FrozenTask, name: str, engine: EngineSpec) -> 
     )
 
 
-def _with_shards(cells: list[Cell], resolved: Resolved, answered: Answered) -> list[Cell]:
+def _with_shards(
+    cells: list[Cell], resolved: Resolved, answered: Answered, longest_seconds: float
+) -> list[Cell]:
     """Return the cells with the number of shards each is cut into.
 
     A cell that an earlier run left half answered keeps that run's number, so that what is
     answered counts.
     """
     schedule = resolved.sweep.schedule
-    num_open = sum(1 for cell in cells if not answered.get(cell.key))
     chosen: list[Cell] = []
     for cell in cells:
         if begun := answered.get(cell.key):
             shards = max(begun, key=lambda count: (len(begun[count]) / count, -count))
         elif schedule.shards == "auto":
-            shards = shard_count(cell.tokens, num_open, schedule.slots)
+            shards = shard_count(cell.tokens, cell.seconds, longest_seconds)
         else:
             shards = schedule.shards
         chosen.append(replace(cell, shards=shards))

@@ -95,6 +95,49 @@ class ScoreFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A slot is alive and says how far it is with its attempt.
+
+    Attributes:
+        slot: Who.
+        unit_id: The unit.
+        attempt: Which try at it.
+        progress: Anything that grows while the unit gets on, requests answered for instance. Time
+            (`Policy.unit_timeout_seconds`) is counted from when it last grew.
+    """
+
+    slot: str
+    unit_id: str
+    attempt: int
+    progress: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDraining:
+    """A node will go away: its slots finish what they run and are given nothing more.
+
+    Attributes:
+        node: Its name, as in `Hardware.node`.
+        reason: Why, as far as the cluster says.
+    """
+
+    node: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """The cluster has grown or shrunk.
+
+    Attributes:
+        slots: Slots there is room for now; never more than `Policy.slots` are used, and one is
+            always tried for.
+    """
+
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """What time it is, on a clock that never goes back.
 
@@ -126,6 +169,9 @@ Event: TypeAlias = (
     | UnitFailed
     | CellScored
     | ScoreFailed
+    | Heartbeat
+    | NodeDraining
+    | CapacityChanged
     | Tick
     | StopRequested
 )
@@ -196,6 +242,19 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveOut:
+    """Record that a cell is not finished when the run's time is over, which is nobody's failure.
+
+    Attributes:
+        cell: The cell's key.
+        reason: Why, and how much of it is answered.
+    """
+
+    cell: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SplitUnit:
     """Record that a unit failed as a whole, and that its subjects go on in two halves.
 
@@ -210,4 +269,4 @@ class SplitUnit:
     reason: str
 
 
-Command: TypeAlias = StartSlot | StopSlot | RunUnit | ScoreCell | GiveUp | SplitUnit
+Command: TypeAlias = StartSlot | StopSlot | RunUnit | ScoreCell | GiveUp | LeaveOut | SplitUnit

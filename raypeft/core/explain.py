@@ -19,11 +19,13 @@ def why_waiting(state: State, cell: str) -> str:
         case CellPhase.FAILED:
             failure = state.failures[cell]
             return f"was given up: {failure.kind}: {failure.message}"
+        case CellPhase.NOT_STARTED:
+            return f"was left out: {state.left_out[cell]}"
         case CellPhase.SCORING:
             return f"is being scored (attempt {state.scoring[cell]})"
         case CellPhase.TO_SCORE:
             return f"is answered and waits for one of {state.policy.scoring} scoring places"
-        case CellPhase.ANSWERING:
+        case _:
             return _why_not_answered(state, cell)
 
 

@@ -6,6 +6,7 @@ Costs time in proportion to the plan: tests call it after every event, a run nev
 from collections import Counter
 
 from raypeft.core.state import CellPhase, SlotPhase, State
+from raypeft.core.waiting import milliseconds
 
 
 def check(state: State) -> None:
@@ -24,9 +25,14 @@ def _check_units(state: State) -> None:
     waiting: Counter[str] = Counter()
     for base in state.bases.values():
         waiting.update(base.waiting)
-        tokens = sum(state.units[unit_id].tokens for unit_id in base.waiting)
-        assert tokens == base.waiting.tokens, (tokens, base.waiting.tokens)
+        time = sum(milliseconds(state.units[unit_id]) for unit_id in base.waiting)
+        assert time == base.waiting.milliseconds, (time, base.waiting.milliseconds)
     assert state.num_waiting == waiting.total(), (state.num_waiting, waiting.total())
+    time = sum(base.waiting.milliseconds for base in state.bases.values())
+    assert state.waiting_milliseconds == time, (state.waiting_milliseconds, time)
+    assert not (state.closed and waiting), "time is over, and units wait"
+    ends = sum(run.end_milliseconds for run in state.running.values())
+    assert state.end_milliseconds == ends, (state.end_milliseconds, ends)
     for unit_id, cells in state.open_cells.items():
         places = waiting[unit_id] + (unit_id in state.running)
         if cells:
@@ -46,6 +52,7 @@ def _check_cells(state: State) -> None:
         assert to_score[cell] == (phase is CellPhase.TO_SCORE), (cell, phase)
         assert (cell in state.scoring) == (phase is CellPhase.SCORING), (cell, phase)
         assert (cell in state.failures) == (phase is CellPhase.FAILED), (cell, phase)
+        assert (cell in state.left_out) == (phase is CellPhase.NOT_STARTED), (cell, phase)
     for cell, unit_ids in state.open_units.items():
         for unit_id in unit_ids:
             assert cell in state.open_cells[unit_id], (cell, unit_id)
@@ -54,7 +61,11 @@ def _check_cells(state: State) -> None:
 
 def _check_slots(state: State) -> None:
     assert 1 <= state.capacity <= state.policy.slots, state.capacity
-    assert len(state.slots) <= state.capacity, (len(state.slots), state.capacity)
+    draining = [slot for slot in state.slots.values() if slot.draining]
+    assert state.num_draining == len(draining), (state.num_draining, draining)
+    # What drains goes of itself; it is given nothing and stands in nobody's way.
+    assert all(slot.phase is SlotPhase.BUSY for slot in draining), draining
+    assert len(state.slots) - len(draining) <= state.capacity, (len(state.slots), state.capacity)
     for unit_id, run in state.running.items():
         assert state.slots[run.slot].unit == unit_id, (unit_id, run)
         assert state.slots[run.slot].base == state.units[unit_id].base, (unit_id, run)
@@ -70,8 +81,15 @@ def _check_slots(state: State) -> None:
         assert base.slots.keys() == {slot.id for slot in slots}, name
         assert base.num_starting == sum(slot.is_starting for slot in slots), name
         assert base.num_running == sum(slot.unit is not None for slot in slots), name
+        ends = [state.running[slot.unit].end_milliseconds for slot in slots if slot.unit]
+        assert base.end_milliseconds == sum(ends), (name, base.end_milliseconds, ends)
+        assert (name in state.hungry) == bool(base.waiting), name
+        assert (name in state.unheld) == (bool(base.waiting) and not base.slots), name
         if state.stop is None and base.idle:
             assert not base.waiting, f"base {name} has idle slots and waiting units"
+    if state.stop is None and state.num_waiting and not state.slots:
+        # Only time is a reason to begin nothing, and it ends the run with the next tick.
+        assert state.policy.deadline_seconds is not None, "units wait, and no slot is started"
 
 
 def _check_budgets(state: State) -> None:

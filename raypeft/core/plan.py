@@ -1,10 +1,27 @@
 """Subjects × request sets − what is done → cells and units."""
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from raypeft.core.identity import digest
 from raypeft.core.records import EngineSpec, Subject
+
+TOKENS_PER_SECOND = 1000.0
+"""The pace of cells whose seconds nobody has estimated; orders work and nothing else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCost:
+    """What an engine's work is expected to take, see `raypeft.core.cost`.
+
+    Attributes:
+        load_seconds: To load its base in a slot.
+        upper: How many times longer than expected a unit or a load may well take.
+    """
+
+    load_seconds: float = 0.0
+    upper: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +40,8 @@ class Cell:
         tokens: Estimated tokens through the model.
         shards: Into how many shards its request set is cut.
         engine: Name of the engine that answers it; empty is the one named as its base.
+        seconds: Expected seconds in a slot; 0 where nobody has estimated them.
+        urgency: What goes first where a baseline does not: the greater one.
     """
 
     key: str
@@ -36,6 +55,13 @@ class Cell:
     tokens: int
     shards: int = 1
     engine: str = ""
+    seconds: float = 0.0
+    urgency: int = 0
+
+    @property
+    def expected_seconds(self) -> float:
+        """Expected seconds in a slot, by the tokens where nobody has estimated them."""
+        return self.seconds or self.tokens / TOKENS_PER_SECOND
 
     @property
     def engine_name(self) -> str:
@@ -58,6 +84,8 @@ class Unit:
         subjects: Ids of the subjects, same order as `cells`.
         has_baseline: Whether the base alone is among the subjects.
         tokens: Estimated tokens, all subjects together.
+        seconds: Expected seconds in a slot, all subjects together.
+        urgency: That of the most urgent of its cells.
     """
 
     id: str
@@ -69,6 +97,8 @@ class Unit:
     subjects: tuple[str, ...]
     has_baseline: bool
     tokens: int
+    seconds: float
+    urgency: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +113,8 @@ class Plan:
         units: What is left to answer, no order implied.
         to_score: Keys of cells that are answered but not scored.
         done: Keys of cells with stored results.
+        costs: What each engine's work is expected to take, by the engine's name; those that are
+            absent load in no time.
     """
 
     engines: Mapping[str, EngineSpec]
@@ -91,6 +123,7 @@ class Plan:
     units: tuple[Unit, ...] = ()
     to_score: tuple[str, ...] = ()
     done: tuple[str, ...] = field(default=())
+    costs: Mapping[str, EngineCost] = field(default_factory=dict)
 
 
 def id_of_unit(cells: Sequence[str], index: int, count: int) -> str:
@@ -103,6 +136,7 @@ def make_units(
     *,
     answered: Mapping[str, Collection[int]],
     subjects_per_unit: int = 1,
+    seconds_per_unit: float = math.inf,
 ) -> tuple[Unit, ...]:
     """Cut cells into units, leaving out the shards that are already answered.
 
@@ -113,6 +147,7 @@ def make_units(
         cells: Cells still to be answered.
         answered: For each cell key, indices of its shards in the store (of `cell.shards`).
         subjects_per_unit: Most subjects in one unit; 1 gives one unit for each cell and shard.
+        seconds_per_unit: Subjects are added to a unit as long as it is expected to take no longer.
     """
     queues: dict[tuple[str, str, int, int, bool], list[Cell]] = {}
     for cell in cells:
@@ -123,8 +158,8 @@ def make_units(
                 queues.setdefault(key, []).append(cell)
     units: list[Unit] = []
     for (base, request_set, index, count, is_baseline), members in queues.items():
-        for start in range(0, len(members), subjects_per_unit):
-            part = members[start : start + subjects_per_unit]
+        members.sort(key=lambda cell: -cell.urgency)  # what is urgent must not wait for what is not
+        for part in _parts(members, count, subjects_per_unit, seconds_per_unit):
             keys = tuple(cell.key for cell in part)
             units.append(
                 Unit(
@@ -137,6 +172,21 @@ def make_units(
                     subjects=tuple(cell.subject for cell in part),
                     has_baseline=is_baseline,
                     tokens=sum(cell.tokens for cell in part) // count,
+                    seconds=sum(cell.expected_seconds for cell in part) / count,
+                    urgency=max(cell.urgency for cell in part),
                 )
             )
     return tuple(units)
+
+
+def _parts(
+    cells: Sequence[Cell], shards: int, most: int, most_seconds: float
+) -> Iterator[list[Cell]]:
+    """Yield the cells in units of at most so many subjects and seconds, evenly filled."""
+    seconds = sum(cell.expected_seconds for cell in cells) / shards
+    wanted = math.ceil(seconds / most_seconds) if most_seconds < math.inf else 1
+    num_units = min(len(cells), max(wanted, -(-len(cells) // most)))
+    for number in range(num_units):
+        # Whole numbers, so that no cell is left out or taken twice.
+        first, end = (len(cells) * n // num_units for n in (number, number + 1))
+        yield list(cells[first:end])

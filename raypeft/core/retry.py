@@ -21,9 +21,13 @@ class Policy:
         attempts: Tries of a unit or of a scoring that fail by themselves.
         slot_losses: Slots a unit may lose before it is held to be the cause.
         load_attempts: Failures to load one base in a row.
-        unit_timeout_seconds: Longest an attempt may run; None is no limit.
+        unit_timeout_seconds: Longest an attempt may run without getting on: since it began, or
+            since its slot last told of progress (`Heartbeat`); None is no limit.
         start_timeout_seconds: Longest a slot may wait for its hardware, and then for its base;
             None is no limit.
+        deadline_seconds: When the night is over, on the clock of `Tick`; None is never. What is
+            not expected to be finished by then is not begun.
+        drains_at_deadline: Whether what still runs at the deadline may finish.
     """
 
     slots: int = 1
@@ -33,6 +37,8 @@ class Policy:
     load_attempts: int = 2
     unit_timeout_seconds: float | None = None
     start_timeout_seconds: float | None = 1800.0
+    deadline_seconds: float | None = None
+    drains_at_deadline: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would never finish."""

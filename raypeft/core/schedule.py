@@ -5,18 +5,22 @@ up and what is scored. It starts nothing, waits for nothing and reads no clock: 
 `Tick` events, so a night on a thousand slots is simulated in seconds. An event takes constant
 time in the number of units and cells.
 
-The policy: a slot keeps its base while there is work for it, then takes the base with the most
-work left for each slot that is on it; the order within a base is `raypeft.core.waiting`'s; what
-becomes of a failure is `raypeft.core.retry`'s. `raypeft.core.explain` says why a cell waits, and
+Which unit goes where is `raypeft.core.placement`'s policy; what becomes of a failure is
+`raypeft.core.retry`'s. `raypeft.core.explain` says why a cell waits, and
 `raypeft.core.invariants` what must hold between any two events.
 """
 
+import heapq
+import math
 from collections.abc import Mapping
 
 from raypeft.core.events import (
+    CapacityChanged,
     CellScored,
     Command,
     Event,
+    Heartbeat,
+    NodeDraining,
     ScoreFailed,
     SlotFailed,
     SlotLost,
@@ -27,7 +31,8 @@ from raypeft.core.events import (
     UnitDone,
     UnitFailed,
 )
-from raypeft.core.plan import Plan, Unit
+from raypeft.core.placement import next_base, next_unit, seconds_left, urgent_base, why_base
+from raypeft.core.plan import Plan
 from raypeft.core.records import Failure, FailureKind
 from raypeft.core.retry import (
     Action,
@@ -49,7 +54,7 @@ def initial(plan: Plan, policy: Policy) -> tuple[State, list[Command]]:
     """
     state = State(plan, policy)
     # Shortest first, since a queue hands out the last one added first.
-    for unit in sorted(plan.units, key=lambda unit: unit.tokens):
+    for unit in sorted(plan.units, key=lambda unit: unit.seconds):
         if unit.base not in state.bases or unit.id in state.tallies:
             raise ValueError(f"unit {unit.id} stands twice, or its base {unit.base!r} nowhere")
         state.open_cells[unit.id] = dict.fromkeys(unit.cells)
@@ -78,6 +83,8 @@ def step(state: State, event: Event) -> list[Command]:
         _fill(state)
     if base is not None:
         _release(state, base)
+    if state.num_waiting and not state.slots and _is_timed(state):
+        _close(state, "nothing that is left can be finished before the deadline")
     return state.commands
 
 
@@ -91,6 +98,17 @@ def _apply(state: State, event: Event) -> str | None:
             state.now_seconds = max(state.now_seconds, now)
             _expire(state)
             state.begin_watching()
+            if seconds_left(state) <= 0 and _is_timed(state):
+                _close(state, "the deadline came first")
+        case Heartbeat(slot, unit_id, attempt, progress):
+            if state.is_current(slot, unit_id, attempt):
+                state.note_progress(unit_id, progress)
+        case NodeDraining(node, reason):
+            for each in tuple(state.slots.values()):
+                if each.node == node:
+                    state.drain_slot(each, f"node {node} goes away: {reason or 'no reason given'}")
+        case CapacityChanged(slots):
+            _change_capacity(state, slots)
         case StopRequested():
             _stop(state, event)
         case CellScored(cell, attempt):
@@ -105,15 +123,18 @@ def _apply(state: State, event: Event) -> str | None:
             # A late or repeated answer: the attempt was ended, and counted, before.
             if state.is_current(slot, unit_id, attempt):
                 if isinstance(event, UnitDone):
+                    state.note_pace(unit_id)
                     _unit_done(state, unit_id, event.outcomes)
                 else:
                     _unit_failed(state, unit_id, state.end_run(unit_id), event.failure)
+                if slot in state.slots and state.slots[slot].draining:
+                    state.stop_slot(state.slots[slot], state.slots[slot].draining)
                 return state.units[unit_id].base
-        case SlotPlaced(slot) | SlotReady(slot) | SlotFailed(slot) | SlotLost(slot):
-            if slot in state.slots:
-                base = state.slots[slot].base
-                _slot_changed(state, state.slots[slot], event)
-                return base
+        case _:
+            if event.slot in state.slots:
+                slot_state = state.slots[event.slot]
+                _slot_changed(state, slot_state, event)
+                return slot_state.base
     return None
 
 
@@ -124,10 +145,11 @@ def _slot_changed(
         case SlotPlaced():
             if slot.phase is SlotPhase.PLACING:
                 state.slot_placed(slot)
-        case SlotReady():
+        case SlotReady(_, hardware):
             if slot.is_starting:
-                state.slot_ready(slot)
-        case SlotFailed(_, failure) | SlotLost(_, failure):
+                state.slot_ready(slot, hardware.node)
+        case _:
+            failure = event.failure
             was_starting, unit_id = slot.is_starting, slot.unit
             if unit_id is not None:
                 state.end_run(unit_id)
@@ -175,7 +197,7 @@ def _unit_failed(
 def _split(state: State, unit_id: str, failure: Failure) -> bool:
     """Run the two halves of a unit's subjects instead, to find the one that fails."""
     num_cells = len(state.open_cells[unit_id])
-    if num_cells < 2:
+    if num_cells < 2 or state.closed:
         return False
     reason = f"{failure.kind} of {num_cells} subjects together: in halves, to find whose it is"
     state.split(state.units[unit_id], reason)
@@ -212,7 +234,7 @@ def _load_failed(state: State, slot: SlotState, failure: Failure) -> None:
         failure, failed=base.load_failures, held_elsewhere=base.is_held, policy=state.policy
     )
     if decision.action is Action.ELSEWHERE:
-        state.capacity -= 1
+        state.lose_place()
     elif decision.action is Action.GIVE_UP:
         for unit_id in tuple(base.waiting):
             for cell in tuple(state.open_cells[unit_id]):
@@ -247,21 +269,60 @@ def _stop(state: State, event: StopRequested) -> None:
         state.scoring.clear()
 
 
+def _is_timed(state: State) -> bool:
+    """Whether a deadline is still ahead of a run that goes on."""
+    return seconds_left(state) < math.inf and state.stop is None and not state.closed
+
+
+def _close(state: State, reason: str) -> None:
+    """Begin nothing more: time is over. What is answered by then is still scored."""
+    state.closed = reason
+    for slot in tuple(state.slots.values()):
+        if slot.phase is SlotPhase.BUSY and state.policy.drains_at_deadline:
+            continue
+        if slot.unit is not None:
+            state.end_run(slot.unit)
+        state.stop_slot(slot, reason)
+    for cell, unit_ids in tuple(state.open_units.items()):
+        if any(unit_id not in state.running for unit_id in unit_ids):
+            state.leave_out(cell)
+
+
+def _change_capacity(state: State, slots: int) -> None:
+    """Use more slots, or fewer: those that have least to lose go first."""
+    state.capacity = max(1, min(slots, state.policy.slots))
+    state.changed = True
+    phases = (SlotPhase.PLACING, SlotPhase.LOADING, SlotPhase.IDLE, SlotPhase.BUSY)
+    staying = [slot for slot in state.slots.values() if not slot.draining]
+    staying.sort(key=lambda slot: phases.index(slot.phase))
+    for slot in staying[: max(0, len(staying) - state.capacity)]:
+        state.drain_slot(slot, f"the cluster has room for {state.capacity} slots")
+
+
 # --- time -------------------------------------------------------------------------------------
 
 
 def _expire(state: State) -> None:
-    """End what is beyond its time. Limits are constant, so the oldest deadline is the first."""
+    """End what is beyond its time."""
+    state.begin_progress()
     while state.unit_deadlines and state.unit_deadlines[0][0] <= state.now_seconds:
-        _, unit_id, attempt = state.unit_deadlines.popleft()
+        _, unit_id, attempt = heapq.heappop(state.unit_deadlines)
         run = state.running.get(unit_id)
-        if run is not None and run.attempt == attempt:
-            limit = state.policy.unit_timeout_seconds
-            message = f"ran longer than {limit:g} seconds (unit_timeout) in {run.slot}"
-            slot = state.end_run(unit_id)
-            state.stop_slot(slot, message)
-            failure = Failure(FailureKind.TIMED_OUT, message, retryable=True)
-            _unit_failed(state, unit_id, slot, failure)
+        limit = state.policy.unit_timeout_seconds
+        if run is None or run.attempt != attempt or limit is None:
+            continue
+        if run.progress and run.progress_seconds + limit > state.now_seconds:
+            # Slow, and not hung: it has got on since its time began.
+            again = (run.progress_seconds + limit, unit_id, attempt)
+            heapq.heappush(state.unit_deadlines, again)
+            continue
+        what = f"made no progress for {limit:g}" if run.progress else f"ran longer than {limit:g}"
+        message = f"{what} seconds (unit_timeout) in {run.slot}"
+        slot = state.end_run(unit_id)
+        state.stop_slot(slot, message)
+        failure = Failure(FailureKind.TIMED_OUT, message, retryable=True)
+        _unit_failed(state, unit_id, slot, failure)
+    # The limit is the same for all, so the oldest start has the first deadline.
     while state.start_deadlines and state.start_deadlines[0][0] <= state.now_seconds:
         _, slot_id, phase = state.start_deadlines.popleft()
         if slot_id in state.slots and state.slots[slot_id].phase is phase:
@@ -277,7 +338,7 @@ def _start_timed_out(state: State, slot: SlotState) -> None:
     others_placed = any(other.phase is not SlotPhase.PLACING for other in state.slots.values())
     if not is_placed and others_placed:
         # The others hold all the hardware there is, which says nothing about the base.
-        state.capacity -= 1
+        state.lose_place()
         return
     _load_failed(state, slot, Failure(FailureKind.TIMED_OUT, message, retryable=True))
 
@@ -294,54 +355,48 @@ def _fill(state: State) -> None:
 
 
 def _fill_slots(state: State) -> None:
-    for slot_id in tuple(state.idle):
-        slot = state.slots[slot_id]
-        last = slot.last_subjects
-        unit = state.bases[slot.base].waiting.pop(last)
-        if unit is not None:
-            state.run(slot, unit, _why_unit(state, unit, last))
+    if len(state.idle) <= len(state.hungry):
+        idle = tuple(state.idle)
+    else:
+        idle = tuple(slot for name in state.hungry for slot in state.bases[name].idle)
+    for slot_id in idle:
+        _serve(state, state.slots[slot_id])
     # What waits now has no idle slot on its base.
-    while len(state.slots) < state.capacity or state.idle:
-        base = _next_base(state)
+    while state.has_room or state.idle:
+        base = next_base(state)
         if base is None:
             break
-        if len(state.slots) >= state.capacity:
+        if not state.has_room:
             slot = state.slots[next(iter(state.idle))]
             state.stop_slot(slot, f"no unit of base {slot.base} waits; goes on with base {base}")
-        state.start_slot(base, _why_base(state, base))
+        state.start_slot(base, why_base(state, base))
 
 
-def _next_base(state: State) -> str | None:
-    """Return the base that a new slot should load."""
-    if not state.num_waiting:
-        return None
-    wanting = [name for name, base in state.bases.items() if base.wants_slot]
-    return max(wanting, key=lambda name: state.bases[name].tokens_per_slot, default=None)
+def _serve(state: State, slot: SlotState) -> None:
+    """Give an idle slot a unit of its base, or another base that cannot wait for a free slot."""
+    base = state.bases[slot.base]
+    if not base.waiting:
+        return
+    # The last slot of a base stays: another would have to load it again.
+    urgent = urgent_base(state) if len(base.slots) > 1 and not state.has_room else None
+    if urgent is not None:
+        state.stop_slot(slot, f"base {urgent} has a unit that would lengthen the night")
+        state.start_slot(urgent, why_base(state, urgent))
+        return
+    choice = next_unit(state, slot)
+    if choice is None:
+        state.stop_slot(slot, "nothing that waits can be finished before the deadline")
+    else:
+        state.run(slot, choice.unit, choice.reason)
 
 
 def _release(state: State, base_name: str) -> None:
     """Stop slots of a base that has nothing left, not even a running unit that might fail."""
     base = state.bases[base_name]
-    if state.stop is not None:
+    if state.stop is not None or state.closed:
+        reason = state.closed if state.stop is None else f"stopped: {state.stop.reason}"
         for slot_id in tuple(base.idle):
-            state.stop_slot(state.slots[slot_id], f"stopped: {state.stop.reason}")
+            state.stop_slot(state.slots[slot_id], reason)
     elif not base.waiting and not base.num_running:
         for slot_id in tuple(base.slots):
             state.stop_slot(state.slots[slot_id], f"nothing is left to do for base {base_name}")
-
-
-def _why_unit(state: State, unit: Unit, last_subjects: tuple[str, ...]) -> str:
-    tally = state.tallies[unit.id]
-    if tally.last is not None:
-        return f"again after {tally.last.kind} ({tally.failed} failed, {tally.lost} lost)"
-    if unit.has_baseline:
-        return "the baseline goes first"
-    if unit.subjects == last_subjects:
-        return "the slot answered this subject last"
-    return f"the longest of base {unit.base} that waits (about {unit.tokens} tokens)"
-
-
-def _why_base(state: State, base_name: str) -> str:
-    base = state.bases[base_name]
-    count = len(base.waiting)
-    return f"{count} units wait for base {base_name} (about {base.waiting.tokens} tokens)"

@@ -5,14 +5,15 @@ time so that the indexes always agree (`raypeft.core.invariants` checks it). Whi
 and when, is decided in `raypeft.core.schedule`.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 
 from raypeft.core.events import (
     Command,
     GiveUp,
+    LeaveOut,
     RunUnit,
     ScoreCell,
     SplitUnit,
@@ -20,123 +21,16 @@ from raypeft.core.events import (
     StopRequested,
     StopSlot,
 )
-from raypeft.core.plan import Plan, Unit, id_of_unit
+from raypeft.core.plan import EngineCost, Plan, Unit, id_of_unit
 from raypeft.core.records import Failure
 from raypeft.core.retry import Policy
-from raypeft.core.waiting import WaitingUnits
-
-
-class CellPhase(StrEnum):
-    """Where a cell stands."""
-
-    ANSWERING = "answering"
-    TO_SCORE = "to_score"
-    SCORING = "scoring"
-    DONE = "done"
-    FAILED = "failed"
-
-
-class SlotPhase(StrEnum):
-    """What a slot does."""
-
-    PLACING = "placing"
-    LOADING = "loading"
-    IDLE = "idle"
-    BUSY = "busy"
-
-
-@dataclass(slots=True)
-class SlotState:
-    """One slot, from its start to its stop.
-
-    Attributes:
-        id: Its id, never used twice.
-        base: The base it loads and then holds.
-        load_failures: Failures of its base in a row when it was started.
-        phase: What it does.
-        unit: What it runs, if it is busy.
-        last_subjects: Whom it answered last.
-    """
-
-    id: str
-    base: str
-    load_failures: int
-    phase: SlotPhase = SlotPhase.PLACING
-    unit: str | None = None
-    last_subjects: tuple[str, ...] = ()
-
-    @property
-    def is_starting(self) -> bool:
-        """Whether its base is not loaded yet."""
-        return self.phase in (SlotPhase.PLACING, SlotPhase.LOADING)
-
-
-@dataclass(slots=True)
-class Tally:
-    """How often a unit or a scoring was tried, and how that ended.
-
-    Attributes:
-        started: Attempts begun; the number of the last attempt.
-        failed: Attempts that failed by themselves.
-        lost: Attempts whose slot was lost.
-        last: The last failure.
-    """
-
-    started: int = 0
-    failed: int = 0
-    lost: int = 0
-    last: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """An attempt that is under way: where, which, for which cells, since when."""
-
-    slot: str
-    attempt: int
-    cells: tuple[str, ...]
-    since_seconds: float
-
-
-@dataclass(slots=True)
-class BaseState:
-    """What is left to do for one base, and who does it.
-
-    Attributes:
-        waiting: Units that wait.
-        slots: Ids of its slots, as an ordered set.
-        idle: Those that hold the base and run nothing.
-        num_starting: How many do not hold the base yet.
-        num_running: Attempts under way.
-        load_failures: Failures to load it in a row.
-        last_failure: The last of them.
-    """
-
-    waiting: WaitingUnits = field(default_factory=WaitingUnits)
-    slots: dict[str, None] = field(default_factory=dict)
-    idle: dict[str, None] = field(default_factory=dict)
-    num_starting: int = 0
-    num_running: int = 0
-    load_failures: int = 0
-    last_failure: Failure | None = None
-
-    @property
-    def is_held(self) -> bool:
-        """Whether a slot holds the base at this moment."""
-        return len(self.slots) > self.num_starting
-
-    @property
-    def wants_slot(self) -> bool:
-        """Whether another slot would find work here."""
-        if self.load_failures and not self.is_held:
-            # One slot probes a doubtful base; the others have better things to load.
-            return bool(self.waiting) and not self.num_starting
-        return len(self.waiting) > self.num_starting
-
-    @property
-    def tokens_per_slot(self) -> float:
-        """The share of the waiting work that one more slot would take."""
-        return self.waiting.tokens / (len(self.slots) + 1)
+from raypeft.core.state_parts import BaseState as BaseState
+from raypeft.core.state_parts import CellPhase as CellPhase
+from raypeft.core.state_parts import Running as Running
+from raypeft.core.state_parts import SlotPhase as SlotPhase
+from raypeft.core.state_parts import SlotState as SlotState
+from raypeft.core.state_parts import Tally as Tally
+from raypeft.core.waiting import milliseconds
 
 
 class State:
@@ -152,13 +46,32 @@ class State:
         self.policy = policy
         self.now_seconds = 0.0
         self.stop: StopRequested | None = None
+        self.closed = ""
+        """Why nothing is begun any more although nobody asked for a stop: the deadline."""
         self.capacity = policy.slots
         """Slots there is room for: `policy.slots`, less those that never came up."""
         self.commands: list[Command] = []
         """What the present step wants done."""
         self.slots: dict[str, SlotState] = {}
         self.idle: dict[str, None] = {}
-        self.bases: dict[str, BaseState] = {name: BaseState() for name in plan.engines}
+        self.num_draining = 0
+        self.bases: dict[str, BaseState] = {
+            name: BaseState(plan.costs.get(name, EngineCost())) for name in plan.engines
+        }
+        self.hungry: dict[str, None] = {}
+        """Bases with units that wait."""
+        self.unheld: dict[str, None] = {}
+        """Those of them that have no slot."""
+        self.changed = True
+        """Whether a base may have come to want a slot since this was last looked at."""
+        self.reconsider_seconds = 0.0
+        """When it is looked at again although nothing has changed."""
+        self.unheld_longest: tuple[float, str] | None = None
+        """Of the bases without a slot the longest way to the end of one unit; None: not known."""
+        self.waiting_milliseconds = 0
+        """Expected time of all units that wait."""
+        self.end_milliseconds = 0
+        """Sum of the times at which what runs is expected to end."""
         self.units: dict[str, Unit] = {unit.id: unit for unit in plan.units}
         self.open_cells: dict[str, dict[str, None]] = {}
         """For each unit, its cells that still want an answer."""
@@ -173,14 +86,19 @@ class State:
         self.score_tallies: dict[str, Tally] = {}
         self.to_score: deque[str] = deque()
         self.failures: dict[str, Failure] = {}
+        self.left_out: dict[str, str] = {}
+        """Why cells were left out when time was over."""
         """Why cells were given up."""
         self.num_units_open = len(self.units)
         self.tokens = self.tokens_open = sum(unit.tokens for unit in plan.units)
+        self.moved: dict[tuple[str, int], None] = {}
+        """Attempts that have got on since the last tick."""
         self.new_runs: list[tuple[str, int]] = []
         """Attempts whose time begins with the next tick; so none is charged for time in which
         it had not begun, however long ago the last tick was."""
         self.new_starts: list[tuple[str, SlotPhase]] = []
-        self.unit_deadlines: deque[tuple[float, str, int]] = deque()
+        self.unit_deadlines: list[tuple[float, str, int]] = []
+        """A heap: an attempt that gets on has its time moved on."""
         self.start_deadlines: deque[tuple[float, str, SlotPhase]] = deque()
         self._num_slots_started = 0
 
@@ -196,6 +114,17 @@ class State:
         run = self.running.get(unit_id)
         return run is not None and run.slot == slot and run.attempt == attempt
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for another slot."""
+        return len(self.slots) - self.num_draining < self.capacity
+
+    @property
+    def horizon_seconds(self) -> float:
+        """In how many seconds all would be done if it were spread evenly over all slots."""
+        running = self.end_milliseconds / 1000 - len(self.running) * self.now_seconds
+        return (self.waiting_milliseconds / 1000 + max(running, 0.0)) / self.capacity
+
     # --- slots --------------------------------------------------------------------------------
 
     def start_slot(self, base_name: str, reason: str) -> None:
@@ -206,6 +135,7 @@ class State:
         self.slots[slot.id] = slot
         base.slots[slot.id] = None
         base.num_starting += 1
+        self._held(base_name)
         self.new_starts.append((slot.id, slot.phase))
         self.commands.append(StartSlot(slot.id, base_name, reason))
 
@@ -214,11 +144,13 @@ class State:
         slot.phase = SlotPhase.LOADING
         self.new_starts.append((slot.id, slot.phase))
 
-    def slot_ready(self, slot: SlotState) -> None:
+    def slot_ready(self, slot: SlotState, node: str) -> None:
         """Note that a slot holds its base."""
         base = self.bases[slot.base]
         base.num_starting -= 1
         base.load_failures = 0
+        slot.node = node
+        self.changed = True
         self._make_idle(slot)
 
     def stop_slot(self, slot: SlotState, reason: str) -> None:
@@ -235,6 +167,33 @@ class State:
         self.idle.pop(slot.id, None)
         if slot.is_starting:
             base.num_starting -= 1
+        self.num_draining -= bool(slot.draining)
+        if base.waiting:
+            self.changed = True
+            if not base.slots:
+                self._unheld(slot.base)
+
+    def lose_place(self) -> None:
+        """Note that there is room for one slot less than was thought."""
+        self.capacity = max(1, self.capacity - 1)
+
+    def drain_slot(self, slot: SlotState, reason: str) -> None:
+        """Give a slot nothing more: it ends with what it runs, at once if it runs nothing."""
+        if slot.phase is not SlotPhase.BUSY:
+            self.stop_slot(slot, reason)
+        elif not slot.draining:
+            slot.draining = reason
+            self.num_draining += 1
+            self.changed = True
+
+    def _unheld(self, base_name: str) -> None:
+        self.unheld[base_name] = None
+        self.unheld_longest = None
+
+    def _held(self, base_name: str) -> None:
+        if base_name in self.unheld:
+            del self.unheld[base_name]
+            self.unheld_longest = None
 
     def _make_idle(self, slot: SlotState) -> None:
         slot.phase = SlotPhase.IDLE
@@ -245,18 +204,35 @@ class State:
 
     def push(self, unit: Unit) -> None:
         """Put a unit into the queue."""
-        self.bases[unit.base].waiting.push(unit)
+        base = self.bases[unit.base]
+        base.waiting.push(unit)
         self.num_waiting += 1
+        self.waiting_milliseconds += milliseconds(unit)
+        self.hungry[unit.base] = None
+        if not base.slots:
+            self._unheld(unit.base)
+        self.changed = True
+
+    def _left_queue(self, unit: Unit) -> None:
+        self.num_waiting -= 1
+        self.waiting_milliseconds -= milliseconds(unit)
+        if not self.bases[unit.base].waiting:
+            del self.hungry[unit.base]
+            self._held(unit.base)
 
     def run(self, slot: SlotState, unit: Unit, reason: str) -> None:
         """Give a unit that was taken from the queue to an idle slot."""
         base = self.bases[slot.base]
-        self.num_waiting -= 1
+        self._left_queue(unit)
         tally = self.tallies[unit.id]
         tally.started += 1
         cells = tuple(cell for cell in unit.cells if cell in self.open_cells[unit.id])
-        self.running[unit.id] = Running(slot.id, tally.started, cells, self.now_seconds)
+        end = round(self.now_seconds * 1000) + milliseconds(unit)
+        run = Running(slot.id, tally.started, cells, self.now_seconds, end)
+        self.running[unit.id] = run
         base.num_running += 1
+        base.end_milliseconds += end
+        self.end_milliseconds += end
         slot.phase = SlotPhase.BUSY
         slot.unit = unit.id
         slot.last_subjects = unit.subjects
@@ -269,14 +245,20 @@ class State:
         run = self.running.pop(unit_id)
         slot = self.slots[run.slot]
         slot.unit = None
-        self.bases[slot.base].num_running -= 1
+        base = self.bases[slot.base]
+        base.num_running -= 1
+        base.end_milliseconds -= run.end_milliseconds
+        self.end_milliseconds -= run.end_milliseconds
         self._make_idle(slot)
         return slot
 
     def requeue(self, unit_ids: Iterable[str]) -> None:
-        """Put units back that still have cells to answer."""
+        """Put units back that still have cells to answer; when time is over, leave these out."""
         for unit_id in unit_ids:
-            if self.open_cells[unit_id]:
+            if self.closed:
+                for cell in tuple(self.open_cells[unit_id]):
+                    self.leave_out(cell)
+            elif self.open_cells[unit_id]:
                 self.push(self.units[unit_id])
 
     def split(self, unit: Unit, reason: str) -> None:
@@ -313,6 +295,7 @@ class State:
             cells=tuple(cells),
             subjects=tuple(subjects[cell] for cell in cells),
             tokens=unit.tokens * len(cells) // len(unit.cells),
+            seconds=unit.seconds * len(cells) / len(unit.cells),
         )
 
     # --- cells --------------------------------------------------------------------------------
@@ -342,13 +325,26 @@ class State:
         """End a cell without a result, and drop what only it needed."""
         self.cells[cell] = CellPhase.FAILED
         self.failures[cell] = failure
+        self._drop(cell)
+        self.commands.append(GiveUp(cell, failure, attempts, reason))
+
+    def leave_out(self, cell: str) -> None:
+        """End a cell because time is over, and drop what only it needed."""
+        self.cells[cell] = CellPhase.NOT_STARTED
+        shards = self.plan.cells[cell].shards
+        done = shards - len(self.open_units[cell])
+        self._drop(cell)
+        begun = f"{done} of {shards} shards are answered" if done else "nothing of it is answered"
+        self.left_out[cell] = f"{self.closed}; {begun}"
+        self.commands.append(LeaveOut(cell, self.left_out[cell]))
+
+    def _drop(self, cell: str) -> None:
         for unit_id in self.open_units.pop(cell, {}):
             self._settle(unit_id, cell)
             waiting = self.bases[self.units[unit_id].base].waiting
             if not self.open_cells[unit_id] and unit_id in waiting:
                 waiting.discard(unit_id)
-                self.num_waiting -= 1
-        self.commands.append(GiveUp(cell, failure, attempts, reason))
+                self._left_queue(self.units[unit_id])
 
     def _settle(self, unit_id: str, cell: str) -> None:
         del self.open_cells[unit_id][cell]
@@ -358,12 +354,33 @@ class State:
 
     # --- time ---------------------------------------------------------------------------------
 
+    def note_pace(self, unit_id: str) -> None:
+        """Note how long a unit that is about to end has taken."""
+        run, unit = self.running[unit_id], self.units[unit_id]
+        self.bases[unit.base].pace.add(unit.seconds, self.now_seconds - run.since_seconds)
+
+    def note_progress(self, unit_id: str, progress: int) -> None:
+        """Note how far a running attempt is."""
+        run = self.running[unit_id]
+        if progress > run.progress:
+            run.progress = progress
+            self.moved[unit_id, run.attempt] = None
+
+    def begin_progress(self) -> None:
+        """Let the time of what has got on since the last tick run from now on."""
+        for unit_id, attempt in self.moved:
+            run = self.running.get(unit_id)
+            if run is not None and run.attempt == attempt:
+                run.progress_seconds = self.now_seconds
+        self.moved.clear()
+
     def begin_watching(self) -> None:
         """Let the time of what was begun since the last tick run from now on."""
         limit = self.policy.unit_timeout_seconds
         if limit is not None:
             deadline = self.now_seconds + limit
-            self.unit_deadlines.extend((deadline, unit, attempt) for unit, attempt in self.new_runs)
+            for unit, attempt in self.new_runs:
+                heapq.heappush(self.unit_deadlines, (deadline, unit, attempt))
         limit = self.policy.start_timeout_seconds
         if limit is not None:
             deadline = self.now_seconds + limit

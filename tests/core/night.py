@@ -61,6 +61,17 @@ class Night:
                 self.step(Tick(self.now))
         return self
 
+    def play_until(self, seconds: float) -> "Night":
+        """Play what happens before a moment, with a tick every second, and that moment's tick."""
+        while self.now < seconds and not self.state.finished:
+            self.now = min(self.now + 1.0, seconds)
+            while self._agenda and self._agenda[0][0] <= self.now:
+                _, _, event = heapq.heappop(self._agenda)
+                if getattr(event, "slot", None) in self._alive or isinstance(event, CellScored):
+                    self.step(event)
+            self.step(Tick(self.now))
+        return self
+
     def step(self, event: Event) -> None:
         self._carry_out(step(self.state, event))
 

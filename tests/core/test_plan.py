@@ -40,8 +40,37 @@ def test_adapters_share_a_unit_and_the_baseline_stands_alone() -> None:
     units = make_plan(adapters=4, subjects_per_unit=3).units
     assert [(unit.subjects, unit.has_baseline) for unit in units] == [
         (("base0",), True),
-        (("base0/a0", "base0/a1", "base0/a2"), False),
-        (("base0/a3",), False),
+        (("base0/a0", "base0/a1"), False),
+        (("base0/a2", "base0/a3"), False),
+    ]
+
+
+def test_a_unit_takes_in_subjects_as_long_as_its_time_allows() -> None:
+    cells = [replace(cell, seconds=100.0) for cell in make_plan(adapters=7).cells.values()]
+    units = make_units(cells, answered={}, subjects_per_unit=16, seconds_per_unit=300.0)
+    assert [(len(unit.cells), unit.seconds) for unit in units] == [
+        (1, 100.0),
+        (2, 200.0),
+        (2, 200.0),
+        (3, 300.0),
+    ]
+
+
+def test_a_unit_longer_than_its_time_allows_has_one_subject() -> None:
+    cells = [replace(cell, seconds=900.0) for cell in make_plan(adapters=2).cells.values()]
+    units = make_units(cells, answered={}, subjects_per_unit=16, seconds_per_unit=300.0)
+    assert [len(unit.cells) for unit in units] == [1, 1, 1]
+
+
+def test_what_is_urgent_shares_a_unit_with_what_is_urgent() -> None:
+    cells = [
+        replace(cell, urgency=number % 2)
+        for number, cell in enumerate(make_plan(adapters=4).cells.values())
+    ]
+    units = make_units(cells, answered={}, subjects_per_unit=2)
+    assert [(unit.subjects, unit.urgency) for unit in units[1:]] == [
+        (("base0/a0", "base0/a2"), 1),
+        (("base0/a1", "base0/a3"), 0),
     ]
 
 

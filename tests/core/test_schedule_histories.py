@@ -1,16 +1,20 @@
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypeft.core.events import (
+    CapacityChanged,
     CellScored,
     Command,
     Event,
     GiveUp,
+    Heartbeat,
+    LeaveOut,
+    NodeDraining,
     RunUnit,
     ScoreCell,
     ScoreFailed,
@@ -82,7 +86,7 @@ class World:
                     assert cell not in self.scorings
                     assert not self.ends[cell]
                     self.scorings[cell] = command
-                case GiveUp(cell):
+                case GiveUp(cell) | LeaveOut(cell):
                     self.ends[cell] += 1
 
     def choices(self) -> list[Callable[[], None]]:
@@ -91,7 +95,8 @@ class World:
             if phase == "placing":
                 found.append(partial(self.moves, slot, "loading", SlotPlaced(slot)))
             if phase == "loading":
-                found.append(partial(self.moves, slot, "idle", SlotReady(slot, HARDWARE)))
+                hardware = replace(HARDWARE, node=node_of(slot))
+                found.append(partial(self.moves, slot, "idle", SlotReady(slot, hardware)))
             if phase == "busy":
                 found.append(partial(self.answers, slot, None))
         for cell in tuple(self.scorings):
@@ -105,12 +110,19 @@ class World:
             if phase == "busy":
                 found.append(partial(self.answers, slot, failure))
                 found.append(partial(self.fails, slot, failure))
+                run = self.runs[slot]
+                beat = Heartbeat(slot, run.unit_id, run.attempt, progress=len(self.told))
+                found.append(partial(self.tell, beat))
         for cell in tuple(self.scorings):
             found.append(partial(self.scores, cell, failure))
         for event in self.told[-20:]:
             if not isinstance(event, StopRequested):
                 found.append(partial(self.tell, event))  # late, or said twice
-        found.append(partial(self.tell, Tick(self.state.now_seconds + 40.0)))
+        now = self.state.now_seconds
+        # Time goes on, jumps far ahead, and is said to go back.
+        found += [partial(self.tell, Tick(now + seconds)) for seconds in (1.0, 40.0, 500.0, -100.0)]
+        found += [partial(self.tell, CapacityChanged(slots)) for slots in (0, 1, 3, 99)]
+        found += [partial(self.tell, NodeDraining(node)) for node in NODES]
         return found
 
     def moves(self, slot: str, phase: str, event: Event) -> None:
@@ -147,6 +159,13 @@ class World:
             self.tell(ScoreFailed(cell, score.attempt, failure))
 
 
+NODES = ("node-0", "node-1", "node-2")
+
+
+def node_of(slot: str) -> str:
+    return NODES[int(slot.removeprefix("slot-")) % len(NODES)]
+
+
 FAILURES = st.sampled_from([CRASH, MISFIT, LOST, NO_MEMORY, BAD_BASE])
 PLANS = st.builds(
     make_plan,
@@ -155,6 +174,8 @@ PLANS = st.builds(
     tasks=st.integers(1, 2),
     shards=st.integers(1, 3),
     subjects_per_unit=st.integers(1, 4),
+    load_seconds=st.sampled_from([0.0, 2.0, 60.0]),
+    upper=st.sampled_from([1.0, 3.0]),
 )
 POLICIES = st.builds(
     Policy,
@@ -165,6 +186,8 @@ POLICIES = st.builds(
     load_attempts=st.integers(1, 2),
     unit_timeout_seconds=st.sampled_from([None, 50.0]),
     start_timeout_seconds=st.sampled_from([None, 90.0]),
+    deadline_seconds=st.sampled_from([None, 0.0, 20.0, 200.0, 1000.0]),
+    drains_at_deadline=st.booleans(),
 )
 
 
@@ -183,15 +206,18 @@ def test_whatever_happens_every_cell_ends_once_and_nothing_is_answered_twice(
             data.draw(st.sampled_from(choices))()
     while not state.finished:
         choices = world.choices()
+        if not choices and policy.deadline_seconds is not None:
+            choices = [partial(world.tell, Tick(state.now_seconds + 1.0))]
         assert choices, "something is left to do and nothing is under way"
         choices[0]()
     assert world.ends == Counter(dict.fromkeys(plan.cells, 1))
     for unit in plan.units:
         for cell in unit.cells:
-            assert (unit.shard_index, cell) in world.answered or state.cells[
-                cell
-            ] is CellPhase.FAILED
+            is_answered = (unit.shard_index, cell) in world.answered
+            assert is_answered or state.cells[cell] in (CellPhase.FAILED, CellPhase.NOT_STARTED)
     assert not world.slots
+    if policy.deadline_seconds is None:
+        assert not state.left_out
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,6 +1,6 @@
 """Plans of any shape, made of nothing but names."""
 
-from raypeft.core.plan import Cell, Plan, make_units
+from raypeft.core.plan import Cell, EngineCost, Plan, make_units
 from raypeft.core.records import (
     Adapter,
     Document,
@@ -23,6 +23,8 @@ def make_plan(
     shards: int = 1,
     subjects_per_unit: int = 1,
     tokens: int = 1000,
+    load_seconds: float = 0.0,
+    upper: float = 1.0,
 ) -> Plan:
     """Return a plan of every subject on every task; later tasks and bases are longer."""
     engines: dict[str, EngineSpec] = {}
@@ -46,6 +48,7 @@ def make_plan(
         subjects=subjects,
         cells={cell.key: cell for cell in cells},
         units=make_units(cells, answered={}, subjects_per_unit=subjects_per_unit),
+        costs={name: EngineCost(load_seconds=load_seconds, upper=upper) for name in engines},
     )
 
 
