@@ -55,15 +55,24 @@ class Timing:
     by_task: dict[str, float] = field(default_factory=dict)
 
 
-def make_inputs(work: Path, num_adapters: int = NUM_ADAPTERS) -> tuple[DemoInputs, list[str]]:
-    """Train a small base and adapters, briefly: what they learn does not matter here."""
+def make_inputs(
+    work: Path, num_adapters: int = NUM_ADAPTERS, *, all_alike: bool = False
+) -> tuple[DemoInputs, list[str]]:
+    """Train a small base and adapters, briefly: what they learn does not matter here.
+
+    Args:
+        work: Folder for them.
+        num_adapters: How many.
+        all_alike: Whether all have rank 8 and PEFT's usual targets, else four ranks and two kinds.
+    """
     brief = TrainerSettings(
         steps=20, batch_size=8, learning_rate=5e-3, weight_decay=0.0, warmup_steps=2
     )
     adapters = {}
     for index in range(num_adapters):
-        rank = 4 + 4 * (index % 4)
-        targets = ["q_proj", "v_proj"] if index < num_adapters // 2 else ["gate_proj", "up_proj"]
+        rank = 8 if all_alike else 4 + 4 * (index % 4)
+        is_attention = all_alike or index < num_adapters // 2
+        targets = ["q_proj", "v_proj"] if is_attention else ["gate_proj", "up_proj"]
         peft = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": targets}
         name = "lora-r4" if index == 0 else f"lora-{index}"
         adapters[name] = AdapterRecipe(peft=peft, trainer=replace(brief, steps=20 + index))

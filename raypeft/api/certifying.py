@@ -11,10 +11,13 @@ measured is kept in the store for every later sweep of the same base and adapter
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from raypeft.api.assigning import Certified, Finding
+from raypeft.api.limits import lower_after_loss, with_limits
 from raypeft.api.planning import Planned
+from raypeft.api.surroundings import NOT_LOADED_FILE, record_not_loaded, recorded_not_loaded
 from raypeft.core.certificate import Certificate, certificate_sets, compare, why_refused
 from raypeft.core.cost import asks_for_sampling, estimate_tokens
 from raypeft.core.engine_choice import HF_SUFFIX
@@ -48,6 +51,13 @@ def certified_by(sweep: Sweep, store: Store) -> Certified:
     """
 
     def find(facts: BaseFacts, adapter_digest: str) -> Finding:
+        # Read each time: certifying is what writes it.
+        not_loaded = {} if adapter_digest else recorded_not_loaded(sweep)
+        if facts.digest in not_loaded:
+            return Finding(
+                f"vllm could not load it ({NOT_LOADED_FILE} in the sweep's output; remove that "
+                f"file to try again): {not_loaded[facts.digest]}"
+            )
         measured = _read(store, facts, adapter_digest)
         if measured is None or not sweep.engine.vllm.certificate_documents:
             return Finding()
@@ -87,26 +97,44 @@ def certify(
     opened = pool()
     work = _Work.of(planned, subjects, store, device())
     sink = _Sink(store, work.request_sets)
-    open_cells = [cell for cell in work.cells.values() if 0 not in work.answered.get(cell.key, ())]
-    if open_cells:
-        plan = Plan(
-            engines=work.engines,
-            subjects=planned.resolved.subjects,
-            cells={cell.key: cell for cell in open_cells},
-            units=make_units(open_cells, answered={}),
-        )
-        drive(
-            plan,
-            pool=opened,
-            sink=sink,
-            policy=policy,
-            clock=time.monotonic,
-            request_sets=sink.request_set,
-            score=nothing_to_score,
-        )
+    _answer(work, planned, store, opened, policy, sink)
+    not_loaded = _not_loaded(work, sink) if planned.resolved.sweep.engine.kind == "auto" else {}
+    for base, why in not_loaded.items():
+        say(f"vllm cannot load base {base}, which hf answers instead: {why}")
+    facts = planned.resolved.bases
+    if not_loaded:
+        reasons = {facts[base].digest: why for base, why in not_loaded.items()}
+        record_not_loaded(planned.resolved.sweep, reasons)
     for subject in subjects:
+        if subject.base in not_loaded:
+            continue
         _conclude(subject, work, planned, store, sink, say)
     return True
+
+
+def _answer(
+    work: "_Work", planned: Planned, store: Store, pool: Pool, policy: Policy, sink: "_Sink"
+) -> None:
+    """Let both engines answer what the store does not have."""
+    open_cells = [cell for cell in work.cells.values() if 0 not in work.answered.get(cell.key, ())]
+    if not open_cells:
+        return
+    plan = Plan(
+        engines={name: with_limits(store, one) for name, one in work.engines.items()},
+        subjects=planned.resolved.subjects,
+        cells={cell.key: cell for cell in open_cells},
+        units=make_units(open_cells, answered={}),
+    )
+    drive(
+        plan,
+        pool=pool,
+        sink=sink,
+        policy=policy,
+        clock=time.monotonic,
+        request_sets=sink.request_set,
+        score=nothing_to_score,
+        after_loss=partial(lower_after_loss, store),
+    )
 
 
 def nothing_to_score(
@@ -173,6 +201,9 @@ class _Sink:
         self._store = store
         self._request_sets = request_sets
         self.failures: dict[str, Failure] = {}
+        self.loaded: set[str] = set()
+        """Names of engines that a slot was ready with."""
+        self._engines: dict[str, str] = {}
 
     def request_set(self, digest: str) -> RequestSet:
         return self._request_sets[digest]
@@ -192,7 +223,23 @@ class _Sink:
         self.failures[cell] = failure
 
     def note(self, line: dict[str, Json]) -> None:
-        """The journal tells of the sweep's own cells."""
+        """Take note of who loads what; the journal tells of the sweep's own cells."""
+        slot = str(line.get("slot"))
+        if line["event"] == "start_slot":
+            self._engines[slot] = str(line["base"])
+        elif line["event"] == "slot_ready":
+            self.loaded.add(self._engines[slot])
+
+
+def _not_loaded(work: _Work, sink: _Sink) -> dict[str, str]:
+    """Return why vLLM could not even load bases, by their names."""
+    reasons: dict[str, str] = {}
+    for cell in work.cells.values():
+        name = cell.engine_name
+        failure = sink.failures.get(cell.key)
+        if work.engines[name].kind == "vllm" and name not in sink.loaded and failure is not None:
+            reasons.setdefault(cell.base, failure.message)
+    return reasons
 
 
 def _lacking(planned: Planned, store: Store) -> list[Subject]:
@@ -205,8 +252,8 @@ def _lacking(planned: Planned, store: Store) -> list[Subject]:
     for subject_id in sorted(open_subjects):
         subject = resolved.subjects[subject_id]
         route = resolved.routes.get(subject_id)
-        if route is None or route.kind != "vllm":
-            continue
+        if route is None or route.kind != "vllm" or subject.again:
+            continue  # a second answering needs no certificate beside that of the first
         known = store.get_memo("certificate", _key(resolved.bases[subject.base], subject))
         if not isinstance(known, dict) or known.get("vllm") != _vllm_version():
             lacking.append(subject)

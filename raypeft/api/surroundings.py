@@ -2,13 +2,14 @@
 
 Decides: where it is asked, and that a sweep keeps the engine it began with: what was found is
 written into its output, so that the tables can be made again on a machine without GPUs or vLLM,
-and a second run does not answer everything anew because vLLM was installed meanwhile. Leaves to
-others: what follows from it (`core.engine_choice`).
+and a second run does not answer everything anew because vLLM was installed meanwhile. The same for
+bases that vLLM was found unable to load. Leaves to others: what follows from it
+(`core.engine_choice`).
 """
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from raypeft.core.engine_choice import Surroundings
 from raypeft.core.spec import Sweep
@@ -16,6 +17,10 @@ from raypeft.store.files import Folder
 
 ENGINE_FILE = "engine.json"
 """In a sweep's output: what `auto` found."""
+
+
+NOT_LOADED_FILE = "not_loaded.json"
+"""In a sweep's output: the bases that vLLM could not load, by digest, and why."""
 
 
 def vllm_installed() -> bool:
@@ -71,3 +76,24 @@ def record_surroundings(sweep: Sweep, surroundings: Surroundings) -> None:
         "has_gpus": surroundings.has_gpus,
     }
     Folder(sweep.output).write(ENGINE_FILE, json.dumps(value).encode())
+
+
+def recorded_not_loaded(sweep: Sweep) -> dict[str, str]:
+    """Return why `auto` found that vLLM cannot load bases, by their digests.
+
+    It is of this sweep's settings and hardware, so it lies in the output and not in the store.
+    """
+    if sweep.engine.kind != "auto":
+        return {}
+    text = Folder(sweep.output).read(NOT_LOADED_FILE)
+    try:
+        value = {} if text is None else json.loads(text)
+    except ValueError:
+        return {}  # damaged: it is tried again
+    return value if isinstance(value, dict) else {}
+
+
+def record_not_loaded(sweep: Sweep, reasons: Mapping[str, str]) -> None:
+    """Write down that vLLM could not load bases: their cells keep the engine they then get."""
+    value = {**recorded_not_loaded(sweep), **reasons}
+    Folder(sweep.output).write(NOT_LOADED_FILE, json.dumps(value).encode())

@@ -5,8 +5,8 @@ by engines of the same kind, and therefore when a base needs a second baseline. 
 what vLLM can do (`vllm_routing`), and finding out what is installed (`api.surroundings`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from raypeft.core.records import EngineKind
@@ -15,6 +15,9 @@ AskedKind: TypeAlias = Literal["auto", "hf", "vllm", "fake"]
 
 HF_SUFFIX = "@hf"
 """Ends the name of a base's second engine and second baseline, those of `hf` beside vLLM."""
+
+AGAIN_SUFFIX = "@again"
+"""Ends the name of a baseline that is answered a second time, for the noise floor."""
 
 AS_ASKED = "as the sweep file says"
 
@@ -123,6 +126,36 @@ def _choose(
             for name, why in why_adapters_not.items()
         },
     )
+
+
+_TYPE_OF_TASK: Mapping[str, str] = {
+    "loglikelihood": "log-likelihoods",
+    "multiple_choice": "log-likelihoods",
+    "loglikelihood_rolling": "log-likelihoods of whole texts",
+    "generate_until": "texts",
+}
+_ONE_BY_ONE = "log-likelihoods of whole texts"
+"""Each is a text of its own: there is no prefix to reuse, only adapters to answer in one batch."""
+
+
+def with_request_types(route: EngineRoute, output_types: Collection[str]) -> EngineRoute:
+    """Return a route whose reason names what is asked for.
+
+    It changes no choice: vLLM answers requests of every type, and an engine that depended on the
+    tasks would give a cell another identity as soon as a task is added to its sweep.
+
+    Args:
+        route: As it was chosen, before the tasks were known.
+        output_types: lm-eval's output types of the tasks; none if they are not known yet.
+    """
+    is_about_vllm = route.kind == "vllm" or bool(route.why_not_vllm)
+    if route.reason == AS_ASKED or not is_about_vllm or not output_types:
+        return route
+    asked = sorted({_TYPE_OF_TASK.get(name, name) for name in output_types})
+    told = f"the tasks ask for {' and '.join(asked)}"
+    if route.kind == "vllm" and asked == [_ONE_BY_ONE]:
+        told += ", which share no prefix: vllm gains by answering adapters together alone"
+    return replace(route, reason=f"{route.reason}; {told}")
 
 
 def _why_nowhere(surroundings: Surroundings) -> str:

@@ -57,8 +57,11 @@ class EngineSpec:
         seed: Seed of sampled generation.
         row_limits: Most tokens at once where contexts are shared, as earlier runs learnt it: by
             hardware fingerprint and length of the prefix. No part of any identity.
+        lowered: Settings of vLLM that a slot must not begin above, as slots that ran out of memory
+            taught: by hardware (`core.vllm_ladder.memory_key`) and name. No part of any identity.
         lora: What the adapters of a `vllm` engine need; None loads the base alone.
         tensor_parallel: GPUs that hold one copy of the base together (`vllm`).
+        spans_nodes: Whether these GPUs are those of several nodes, reached through Ray.
         options: Further settings of one engine kind: the script of `fake`, vLLM's own settings
             (`raypeft.engines.vllm_settings`).
     """
@@ -82,8 +85,10 @@ class EngineSpec:
     trust_remote_code: bool = False
     seed: int = 1234
     row_limits: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    lowered: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     lora: LoraRoom | None = None
     tensor_parallel: int = 1
+    spans_nodes: bool = False
     options: Mapping[str, Json] = field(default_factory=dict)
 
     def numerics(self) -> dict[str, Json]:

@@ -80,6 +80,8 @@ class AdapterFacts:
         is_merged: Whether it is to be merged into a copy of the base.
         has_own_tokenizer: Whether it is asked with a tokenizer of its own.
         vocab_size: Tokens to which the base is enlarged for it; None leaves it as it is.
+        config_rank: The highest rank that its config speaks of, `r` and `rank_pattern`, whether or
+            not a tensor has it: vLLM makes room by that.
     """
 
     ranks: Mapping[str, int]
@@ -89,6 +91,12 @@ class AdapterFacts:
     is_merged: bool = False
     has_own_tokenizer: bool = False
     vocab_size: int | None = None
+    config_rank: int = 0
+
+    @property
+    def highest_rank(self) -> int:
+        """The rank that vLLM must have room for."""
+        return max(self.config_rank, *self.ranks.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +164,7 @@ def lora_room(adapters: Collection[AdapterFacts]) -> LoraRoom | None:
     """Return the room that an engine needs for adapters that it can do; None if there are none."""
     if not adapters:
         return None
-    highest = max(rank for adapter in adapters for rank in adapter.ranks.values())
+    highest = max(adapter.highest_rank for adapter in adapters)
     modules = {_last(module) for adapter in adapters for module in adapter.ranks}
     return LoraRoom(
         max_rank=next(rank for rank in ALLOWED_RANKS if rank >= highest),
@@ -200,7 +208,12 @@ def _why_tensors(facts: AdapterFacts, model_type: str) -> str:
         return "none of its tensors is half of a LoRA pair"
     outer = [module for module in facts.ranks if _last(module) in OUTER_MODULES]
     if outer:
-        return f"vLLM gets {_shown(outer)} wrong where log-likelihoods are computed"
+        # Texts alone it would get right; but an engine that wraps them must never be asked for
+        # anything else, the certificate's documents among it.
+        return (
+            f"vLLM gets {_shown(outer)} wrong in log-likelihoods, and an engine is loaded for "
+            "requests of all types"
+        )
     if facts.strangers:
         return (
             f"vLLM would leave out, without a word, what the base lacks: {_shown(facts.strangers)}"
@@ -213,7 +226,19 @@ def _why_tensors(facts: AdapterFacts, model_type: str) -> str:
     module, rank = max(facts.ranks.items(), key=lambda item: item[1])
     if rank > ALLOWED_RANKS[-1]:
         return f"rank {rank} of {module} is above {ALLOWED_RANKS[-1]}, the most that vLLM takes"
+    if facts.config_rank > ALLOWED_RANKS[-1]:
+        return (
+            f"its config speaks of rank {facts.config_rank}, which vLLM makes room for, and which "
+            f"is above {ALLOWED_RANKS[-1]}, the most that it takes"
+        )
     return ""
+
+
+def config_rank(config: Mapping[str, Json]) -> int:
+    """Return the highest rank that an adapter's config speaks of, as vLLM's own check reads it."""
+    pattern = config.get("rank_pattern")
+    named = pattern.values() if isinstance(pattern, Mapping) else ()
+    return max((rank for rank in (config.get("r"), *named) if isinstance(rank, int)), default=0)
 
 
 def _last(module: str) -> str:

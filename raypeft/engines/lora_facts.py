@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from raypeft.core.records import Adapter
-from raypeft.core.vllm_routing import AdapterFacts
+from raypeft.core.vllm_routing import AdapterFacts, config_rank
 from raypeft.engines.adapters import read_adapter_files
 from raypeft.engines.bases import read_base_tensors
 
@@ -53,4 +53,5 @@ def read_lora_facts(adapter: Adapter, vocab_size: int | None, base_folder: str) 
         is_merged=adapter.merge,
         has_own_tokenizer=bool(adapter.tokenizer_digest),
         vocab_size=vocab_size,
+        config_rank=config_rank(adapter.config),
     )

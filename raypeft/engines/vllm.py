@@ -30,7 +30,7 @@ from raypeft.engines.hf_batches import Pair, to_array
 from raypeft.engines.vllm_adapters import HeldAdapters
 from raypeft.engines.vllm_answers import Asker, Scored
 from raypeft.engines.vllm_calls import Caller, Effort, Voice
-from raypeft.engines.vllm_capabilities import Counters, read_counters
+from raypeft.engines.vllm_capabilities import Counters
 from raypeft.engines.vllm_encoding import Encoded, EncodedSets, longest_pair
 from raypeft.engines.vllm_model import VLLMModel, loading
 from raypeft.engines.vllm_preflight import Preflight
@@ -63,7 +63,13 @@ class VLLMEngine(VLLMModel):
         self._poisoned_by: list[str] = []
         try:
             with loading(spec):
-                caller = Caller(self.model, f"base {spec.base!r}", self.cores)
+                caller = Caller(
+                    self.model,
+                    f"base {spec.base!r}",
+                    self.cores,
+                    counts=self.counts,
+                    log=self.log,
+                )
                 self._asker = Asker(caller, self.capabilities, longest_pair(self.max_length))
                 self._adapters = self._make_adapters()
         except BaseException:
@@ -105,8 +111,8 @@ class VLLMEngine(VLLMModel):
         return dataclasses.replace(read, software=software)
 
     def counters(self) -> Counters:
-        """Return vLLM's own counters: what the prefix cache was asked for and had."""
-        return read_counters(self.model)
+        """Return vLLM's own counts of this engine: what its prefix cache was asked for and had."""
+        return self.counts.read()
 
     def close(self) -> None:
         """Give memory and processes back; calling it twice is harmless."""
@@ -114,6 +120,7 @@ class VLLMEngine(VLLMModel):
         for name in ("_asker", "_adapters"):
             self.__dict__.pop(name, None)  # they hold vLLM too
         self._end()
+        self._forget_log()
 
     # --- subjects -----------------------------------------------------------------------------
 
@@ -152,7 +159,7 @@ class VLLMEngine(VLLMModel):
         for own, texts in zip(said, self._generate(work, voices), strict=True):
             own.update(texts)
         answered = {
-            subject.id: _subject_answers(subject, own, voice.effort)
+            subject.id: _subject_answers(subject, own, voice.effort, self.steps)
             for subject, own, voice in zip(subjects, said, voices, strict=True)
         }
         self._poisoned_by += [name for name, one in answered.items() if one.failure]
@@ -207,6 +214,7 @@ class VLLMEngine(VLLMModel):
         return HeldAdapters(
             self.model,
             self.cores,
+            log=self.log,
             preflight=preflight,
             capacity=0 if room is None else self.model_args["max_cpu_loras"],
             probe=self._probe,
@@ -258,19 +266,22 @@ class _Work:
         return found
 
 
-def _subject_answers(subject: Subject, said: Mapping[int, Said], effort: Effort) -> SubjectAnswers:
+def _subject_answers(
+    subject: Subject, said: Mapping[int, Said], effort: Effort, steps: Sequence[str]
+) -> SubjectAnswers:
     failure = _not_finite(subject, said)
     answers = [] if failure else [one for one in said.values() if one is not None]
     lane = "" if subject.adapter is None else ", lane shared"
-    # Without numbers, which differ from shard to shard.
-    notes = ": some continuations asked again without the cache" if effort.num_again else ""
+    # How many is left out, which differs from shard to shard.
+    again = ["some continuations asked again without the cache"] if effort.num_again else []
+    notes = "; ".join((*again, *steps))
     return SubjectAnswers(
         subject=subject.id,
         answers=tuple(sorted(answers, key=lambda answer: answer.index)),
         failure=failure,
         tokens=effort.tokens,
         seconds=effort.seconds,
-        path=f"shared context{lane}{notes}",
+        path=f"shared context{lane}{': ' if notes else ''}{notes}",
     )
 
 

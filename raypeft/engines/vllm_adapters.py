@@ -20,6 +20,7 @@ from raypeft.core.records import Adapter, Failure, FailureKind
 from raypeft.engines.adapters import open_adapter
 from raypeft.engines.hf_failures import is_out_of_memory
 from raypeft.engines.vllm_capabilities import is_dead
+from raypeft.engines.vllm_log import ProcessLog, fatal
 from raypeft.engines.vllm_preflight import Preflight
 from raypeft.engines.vllm_watch import call_watched
 from raypeft.errors import CellError, EngineFatalError
@@ -38,6 +39,7 @@ class HeldAdapters:
     Args:
         llm: vLLM's `LLM`.
         cores: Its processes.
+        log: What they write.
         preflight: What the engine has made room for; None if it has no room for adapters.
         capacity: How many it holds at once.
         probe: Asks the engine.
@@ -49,6 +51,7 @@ class HeldAdapters:
         llm: Any,
         cores: Sequence[BaseProcess],
         *,
+        log: ProcessLog,
         preflight: Preflight | None,
         capacity: int,
         probe: Probe,
@@ -56,6 +59,7 @@ class HeldAdapters:
     ) -> None:
         self._llm = llm
         self._cores = cores
+        self._log = log
         self._preflight = preflight
         self._probe = probe
         self._is_exact = dtype != "float32"
@@ -116,13 +120,12 @@ class HeldAdapters:
     def _add(self, request: Any, what: str) -> None:
         try:
             call_watched(partial(self._llm.llm_engine.add_lora, request), self._cores)
-        except EngineFatalError:
-            raise
+        except EngineFatalError as error:
+            raise fatal(what, error, self._log) from error
         except Exception as error:
             if is_dead(error) or is_out_of_memory(error):
-                raise EngineFatalError(
-                    f"{what}: loading it ended the engine: {type(error).__name__}: {error}"
-                ) from error
+                ended = f"{what}: loading it ended the engine: {type(error).__name__}"
+                raise fatal(ended, error, self._log) from error
             raise CellError(
                 FailureKind.UNSUPPORTED,
                 f"{what}: vLLM refuses it: {' '.join(str(error).split())[:600]}; use "

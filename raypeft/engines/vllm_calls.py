@@ -12,7 +12,8 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from raypeft.engines.vllm_capabilities import read_counters
+from raypeft.engines.vllm_capabilities import StepCounts
+from raypeft.engines.vllm_log import ProcessLog, fatal
 from raypeft.engines.vllm_requests import split_calls
 from raypeft.engines.vllm_watch import call_watched
 from raypeft.errors import EngineFatalError
@@ -89,12 +90,24 @@ class Caller:
         llm: vLLM's `LLM`.
         what: The base, for messages.
         cores: Its processes.
+        counts: What it says of its steps.
+        log: What its processes write.
     """
 
-    def __init__(self, llm: Any, what: str, cores: Sequence[BaseProcess]) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        what: str,
+        cores: Sequence[BaseProcess],
+        *,
+        counts: StepCounts,
+        log: ProcessLog,
+    ) -> None:
         self._llm = llm
         self._what = what
         self._cores = cores
+        self._counts = counts
+        self._log = log
 
     def run(
         self, jobs: Sequence[Job], voices: Sequence[Voice], *, most_tokens: int
@@ -105,13 +118,13 @@ class Caller:
         the weights of the last slot (vLLM's issue 48421).
 
         Raises:
-            EngineFatalError: Whatever vLLM raises: requests stay unfinished in its scheduler, and
-                the next call could wait for them forever.
+            EngineFatalError: `out_of_memory` or `crashed`, whatever vLLM raises: requests stay
+                unfinished in its scheduler, and the next call could wait for them forever.
         """
         assert len({voices[job.voice].adapter is None for job in jobs}) <= 1, "base in a mixed call"
         for part in split_calls([job.num_tokens for job in jobs], most_tokens):
             own = [jobs[at] for at in part]
-            before = read_counters(self._llm).preemptions
+            before = self._counts.read().preemptions
             started = time.perf_counter()
             try:
                 outputs = call_watched(
@@ -124,14 +137,13 @@ class Caller:
                     ),
                     self._cores,
                 )
-            except EngineFatalError:
-                raise
+            except EngineFatalError as error:
+                raise fatal(self._what, error, self._log) from error
             except Exception as error:
-                raise EngineFatalError(
-                    f"{self._what}: vLLM raised {type(error).__name__}: {error}"
-                ) from error
+                what = f"{self._what}: vLLM raised {type(error).__name__}"
+                raise fatal(what, error, self._log) from error
             self._count(own, outputs, voices, time.perf_counter() - started)
-            after = read_counters(self._llm).preemptions
+            after = self._counts.read().preemptions
             yield Called(own, outputs, was_preempted=after != before)
 
     def _count(

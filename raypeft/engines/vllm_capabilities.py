@@ -1,13 +1,16 @@
 """What the installed vLLM is and can do: the one place where its versions differ.
 
-Decides: how lm-eval's vLLM class is found, what the installed version offers, which of vLLM's own
-counters are read. Leaves to others: what is done with it. Made for vLLM 0.26 to 0.32.
+Decides: how lm-eval's vLLM class is found, what the installed version offers, where vLLM's own
+counts of one engine are read. Leaves to others: what is done with it. Made for vLLM 0.26 to 0.32.
 """
 
 import importlib.metadata
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from raypeft.core.records import FailureKind
+from raypeft.errors import CellError
 
 MOST_CHOICES = 128
 """Token ids that one request may ask for (vLLM's `MAX_LOGPROB_TOKEN_IDS`)."""
@@ -18,12 +21,6 @@ _ENVIRONMENT = {
 }
 
 _PATIENCE_S = 5.0
-
-COUNTERS = {
-    "vllm:prefix_cache_queries": "cache_queries",
-    "vllm:prefix_cache_hits": "cache_hits",
-    "vllm:num_preemptions": "preemptions",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +122,72 @@ def is_dead(error: BaseException) -> bool:
     return type(error).__name__ in {"EngineDeadError", "EngineGenerateError"}
 
 
-def read_counters(llm: Any) -> Counters:
-    """Read the engine's counters; they only grow."""
-    found: dict[str, int] = dict.fromkeys(COUNTERS.values(), 0)
-    for metric in llm.get_metrics():
-        name = COUNTERS.get(metric.name)
-        if name is not None:
-            found[name] += int(metric.value)
-    return Counters(**found)
+class StepCounts:
+    """Adds up what vLLM says of each step of one engine; vLLM takes it for one of its loggers.
+
+    vLLM's metrics will not do: they belong to the process, and those of an engine stand still as
+    soon as another is made in it.
+    """
+
+    def __init__(self) -> None:
+        self._counted = Counters()
+
+    def read(self) -> Counters:
+        """Return the sums so far; they only grow."""
+        return self._counted
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Add one step."""
+        sums = self._counted
+        if scheduler_stats is not None:
+            cache = scheduler_stats.prefix_cache_stats
+            sums = replace(
+                sums,
+                cache_queries=sums.cache_queries + cache.queries,
+                cache_hits=sums.cache_hits + cache.hits,
+            )
+        if iteration_stats is not None:
+            preempted = sums.preemptions + iteration_stats.num_preempted_reqs
+            sums = replace(sums, preemptions=preempted)
+        self._counted = sums
+
+    def log(self) -> None:
+        """Nothing is printed."""
+
+    def log_engine_initialized(self) -> None:
+        """Nothing is printed."""
+
+    def record_sleep_state(self, is_awake: int, level: int) -> None:
+        """An engine never sleeps here."""
+
+    def record_admission_rejection(self, reason: str) -> None:
+        """There is no front end that rejects."""
+
+
+def count_steps(llm: Any) -> StepCounts:
+    """Begin to count what an engine does from now on.
+
+    Raises:
+        CellError: `unsupported`, if this version lets nobody listen; a request that was thrown out
+            of its batch would then not be noticed.
+    """
+    manager = getattr(llm.llm_engine, "logger_manager", None)
+    listeners = getattr(manager, "stat_loggers", None)
+    if not isinstance(listeners, list):
+        raise CellError(
+            FailureKind.UNSUPPORTED,
+            f"vLLM {installed_version()} does not tell what one engine of it does, so that "
+            "preempted requests would go unnoticed; install vllm>=0.26,<0.33",
+        )
+    counts = StepCounts()
+    listeners.append(counts)
+    return counts
 
 
 def shut_down(llm: Any) -> None:

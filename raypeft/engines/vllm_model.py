@@ -17,19 +17,24 @@ import psutil
 from raypeft.core.records import EngineSpec, FailureKind
 from raypeft.engines.bases import TOKENIZER_FILES, check_quick_digest, find_base
 from raypeft.engines.folders import resolve_folder
+from raypeft.engines.hardware import read_hardware
 from raypeft.engines.hf_failures import as_failure
 from raypeft.engines.vllm_capabilities import (
     Capabilities,
+    StepCounts,
+    count_steps,
     lm_eval_class,
     prepare_environment,
     read_capabilities,
     shut_down,
 )
+from raypeft.engines.vllm_log import ProcessLog
 from raypeft.engines.vllm_settings import (
     check_settings,
     model_arguments,
     wrapped_modules,
 )
+from raypeft.engines.vllm_start import start_on_ladder
 from raypeft.errors import CellError
 
 _RECENT_TEXTS = 16
@@ -50,12 +55,16 @@ class VLLMModel(VLLM):  # type: ignore[misc]  # lm-eval is untyped
     """
 
     model: Any
+    counts: StepCounts
+    log: ProcessLog
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._recent: OrderedDict[str, list[int]] = OrderedDict()
         self._processes: list[psutil.Process] = []
         self.cores: list[multiprocessing.process.BaseProcess] = []
+        self.steps: tuple[str, ...] = ()
+        """What was lowered until vLLM started; it moves no answer but by rounding."""
         check_settings(spec)
         prepare_environment(batch_invariant=bool(spec.options.get("batch_invariant")))
         with loading(spec):
@@ -65,20 +74,35 @@ class VLLMModel(VLLM):  # type: ignore[misc]  # lm-eval is untyped
                 spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code
             )
             check_quick_digest(spec, self.folder)
-            self._start()
+            try:
+                started = start_on_ladder(
+                    spec,
+                    self._start,
+                    last_words=lambda: self.log.last_words(),
+                    hardware=lambda: read_hardware(spec.device),
+                )
+            except BaseException:
+                self._forget_log()
+                raise
+            # Its options are those that vLLM has: how many adapters a step may hold, for one.
+            self._spec, self.steps = started.spec, started.steps
 
-    def _start(self) -> None:
-        tokenizer = self._spec.tokenizer and resolve_folder(
-            self._spec.tokenizer, what="tokenizer", files=TOKENIZER_FILES
+    def _start(self, spec: EngineSpec) -> None:
+        tokenizer = spec.tokenizer and resolve_folder(
+            spec.tokenizer, what="tokenizer", files=TOKENIZER_FILES
         )
         before, others = set(_children()), set(multiprocessing.active_children())
+        self._forget_log()
+        self.log = ProcessLog()
         try:
-            super().__init__(
-                # A folder and not a hub id: nothing is looked up while loading.
-                pretrained=str(self.folder),
-                tokenizer=tokenizer and str(tokenizer),
-                **model_arguments(self._spec),
-            )
+            with self.log.of_started():
+                super().__init__(
+                    # A folder and not a hub id: nothing is looked up while loading.
+                    pretrained=str(self.folder),
+                    tokenizer=tokenizer and str(tokenizer),
+                    **model_arguments(spec),
+                )
+            self.counts = count_steps(self.model)
         except BaseException:
             self._processes = [one for one in _children() if one not in before]
             self._end()
@@ -102,8 +126,16 @@ class VLLMModel(VLLM):  # type: ignore[misc]  # lm-eval is untyped
             self._recent.popitem(last=False)
         return list(self._recent[string])
 
+    def _forget_log(self) -> None:
+        log = self.__dict__.pop("log", None)
+        if log is not None:
+            log.close()
+
     def _end(self) -> None:
-        """End vLLM, its processes with it, and give the memory back; twice is harmless."""
+        """End vLLM, its processes with it, and give the memory back; twice is harmless.
+
+        What the processes wrote stays readable until another start, or the end of this object.
+        """
         llm = self.__dict__.pop("model", None)
         if llm is not None:
             # What cannot be asked to end any more is ended below.
@@ -160,14 +192,15 @@ def loading(spec: EngineSpec) -> Iterator[None]:
     try:
         yield
     except CellError as error:
-        kept = (FailureKind.UNSAFE, FailureKind.UNSUPPORTED)
+        kept = (FailureKind.UNSAFE, FailureKind.UNSUPPORTED, FailureKind.OUT_OF_MEMORY)
         kind = error.kind if error.kind in kept else FailureKind.LOAD_FAILED
         raise CellError(kind, error.message, error.retryable) from error
     except Exception as error:
         failure = as_failure(error, what, "")
         if failure.kind is FailureKind.CRASHED:
+            said = getattr(error, "message", str(error))
             raise CellError(
-                FailureKind.LOAD_FAILED, f"{what} cannot be loaded by vLLM: {error}"
+                FailureKind.LOAD_FAILED, f"{what} cannot be loaded by vLLM: {said}"
             ) from error
         raise CellError(
             failure.kind,

@@ -130,7 +130,8 @@ def model_arguments(spec: EngineSpec) -> dict[str, Any]:
     }
     if spec.tensor_parallel > 1:
         # Left open, vLLM would take Ray inside a Ray actor, and wait for GPUs that the actor has.
-        arguments["distributed_executor_backend"] = "mp"
+        # Over several nodes it is Ray, and its workers take the bundles of the slot's group.
+        arguments["distributed_executor_backend"] = "ray" if spec.spans_nodes else "mp"
     own = {"batch_invariant", "max_loras"}
     arguments |= {name: value for name, value in spec.options.items() if name not in own}
     return arguments | _lora_arguments(spec)

@@ -6,9 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from raypeft.api.limits import remember_limits, remembered_limits
+from raypeft.api.limits import (
+    lower_after_loss,
+    remember_limits,
+    remembered_limits,
+    with_limits,
+)
 from raypeft.core.identity import cell_numerics
-from raypeft.core.records import EngineSpec, Hardware, Shard, Subject, UnitAnswers
+from raypeft.core.records import (
+    EngineSpec,
+    Failure,
+    FailureKind,
+    Hardware,
+    Shard,
+    Subject,
+    UnitAnswers,
+)
 from raypeft.engines.hf import HFEngine
 from raypeft.runtime.slot import Slot
 from raypeft.store.store import Store
@@ -103,3 +116,35 @@ def forward_sizes(engine: HFEngine) -> list[int]:
 
     engine._base.register_forward_pre_hook(note, with_kwargs=True)
     return sizes
+
+
+CARD = Hardware(fingerprint="a", device="H100", num_devices=1, memory_gib=79.2)
+LOST = Failure(FailureKind.OUT_OF_MEMORY, "vLLM raised OutOfMemoryError", retryable=True)
+
+
+def test_each_loss_of_a_vllm_slot_lowers_the_next_and_is_kept_for_that_hardware(
+    store: Store,
+) -> None:
+    spec = replace(SPEC, kind="vllm", options={"max_num_seqs": 32})
+
+    first = lower_after_loss(store, spec, CARD, LOST)
+    second = lower_after_loss(store, first, CARD, LOST)
+    elsewhere = lower_after_loss(store, second, replace(CARD, device="L4"), LOST)
+
+    card, other = "1 x H100, 79 GiB", "1 x L4, 79 GiB"
+    assert first.lowered == {card: {"max_num_seqs": 16}}
+    assert second.lowered == {card: {"max_num_seqs": 8}}
+    assert elsewhere.lowered == {card: {"max_num_seqs": 8}, other: {"max_num_seqs": 16}}
+    # The next night begins there, and what the sweep file says stays what it is.
+    assert with_limits(store, spec).lowered == elsewhere.lowered
+    assert with_limits(store, spec).options == spec.options
+    assert cell_numerics(elsewhere, BASELINE) == cell_numerics(spec, BASELINE)
+
+
+def test_nothing_is_lowered_for_another_engine_or_another_reason(store: Store) -> None:
+    vllm = replace(SPEC, kind="vllm")
+
+    assert lower_after_loss(store, SPEC, CARD, LOST) == SPEC
+    lost = replace(LOST, kind=FailureKind.SLOT_LOST)
+    assert lower_after_loss(store, vllm, CARD, lost) == vllm
+    assert with_limits(store, vllm) == vllm

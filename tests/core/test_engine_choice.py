@@ -2,7 +2,13 @@
 
 import pytest
 
-from raypeft.core.engine_choice import AskedKind, Assignment, Surroundings, assign_engines
+from raypeft.core.engine_choice import (
+    AskedKind,
+    Assignment,
+    Surroundings,
+    assign_engines,
+    with_request_types,
+)
 
 HERE = Surroundings(vllm_installed=True, has_gpus=True)
 NOWHERE = Surroundings()
@@ -87,3 +93,24 @@ def test_other_engines_by_name_take_everything(asked: AskedKind) -> None:
     assert not found.refused
     assert not found.base_refused
     assert found.baseline.reason == "as the sweep file says"
+
+
+@pytest.mark.parametrize(
+    ("types", "text"),
+    [
+        ({"multiple_choice", "loglikelihood"}, "the tasks ask for log-likelihoods"),
+        ({"generate_until", "multiple_choice"}, "the tasks ask for log-likelihoods and texts"),
+        ({"loglikelihood_rolling"}, "share no prefix: vllm gains by answering adapters together"),
+    ],
+)
+def test_the_reason_names_what_the_tasks_ask_for_and_the_choice_stays(
+    types: set[str], text: str
+) -> None:
+    route = assigned("auto", HERE).baseline
+    named = with_request_types(route, types)
+
+    assert text in named.reason
+    assert (named.kind, named.why_not_vllm) == (route.kind, route.why_not_vllm)
+    assert with_request_types(route, ()) == route
+    asked = assigned("vllm", HERE).baseline
+    assert with_request_types(asked, types) == asked

@@ -12,6 +12,7 @@ from raypeft.core.vllm_routing import (
     LORA_MODULES,
     AdapterFacts,
     BaseSettings,
+    config_rank,
     lora_room,
     why_base_not_vllm,
     why_not_vllm,
@@ -182,3 +183,19 @@ def test_room_is_made_for_all_adapters_together() -> None:
         max_rank=64, num_adapters=3, target_modules=("down_proj", "q_proj", "v_proj")
     )
     assert lora_room([]) is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"r": 64, "rank_pattern": {"q_proj": 8, "v_proj": 8}}, {"rank_pattern": {"o_proj": 64}}],
+)
+def test_room_is_made_for_the_rank_that_the_config_speaks_of(settings: dict[str, Any]) -> None:
+    # vLLM compares these with its limit, though no tensor has that rank.
+    facts = replace(FACTS, config_rank=config_rank(CONFIG | settings))
+    room = lora_room([FACTS, facts])
+
+    assert why(facts, **settings) == ""
+    assert room is not None
+    assert room.max_rank == 64
+    too_high = replace(FACTS, config_rank=1024)
+    assert "its config speaks of rank 1024" in why(too_high, r=1024, rank_pattern={".*": 8})

@@ -32,6 +32,8 @@ def test_several_gpus_name_the_executor() -> None:
 
     assert arguments["tensor_parallel_size"] == 4
     assert arguments["distributed_executor_backend"] == "mp"
+    across = model_arguments(replace(SPEC, tensor_parallel=4, spans_nodes=True))
+    assert across["distributed_executor_backend"] == "ray"
 
 
 def test_options_reach_vllm_and_our_own_do_not() -> None:

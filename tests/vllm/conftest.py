@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ class VLLMLab:
     def subjects(self) -> list[Subject]:
         adapted = [subject_of(adapter) for adapter in self.adapters]
         return [*adapted[:3], self.baseline, *adapted[3:]]
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Let vLLM engines that are made meanwhile run in this process, where they start at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        yield
 
 
 def subject_of(adapter: Adapter) -> Subject:
