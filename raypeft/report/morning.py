@@ -35,6 +35,7 @@ class Column:
         filter: Its filter.
         is_group: Whether it is a group.
         higher_is_better: Direction; None where lm-eval does not say.
+        entry: The sweep's task entry that brought it; a group that was asked for is its own.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Column:
     filter: str
     is_group: bool
     higher_is_better: bool | None
+    entry: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,7 @@ class Morning:
         num_cells: All cells.
         num_done: Those with a score.
         num_open: Those that have neither score nor failure, as long as a run goes on.
+        left_out: Rows of the cells table that the deadline left open.
         verdicts: How many headline gains ended in each verdict.
     """
 
@@ -81,6 +84,7 @@ class Morning:
     num_cells: int
     num_done: int
     num_open: int = 0
+    left_out: tuple[Row, ...] = ()
     verdicts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -108,6 +112,7 @@ def summarise(results: Sequence[Row], gains: Sequence[Row], cells: Sequence[Row]
         num_cells=len(cells),
         num_done=sum(1 for row in cells if row["state"] == "done"),
         num_open=sum(1 for row in cells if row["state"] == "open"),
+        left_out=tuple(r for r in cells if r["state"] == "open" and r["reason"] == "deadline"),
         verdicts=counts,
     )
 
@@ -148,6 +153,7 @@ def headline_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
                 filter=row["filter"],
                 is_group=bool(row["is_group"]),
                 higher_is_better=row["higher_is_better"],
+                entry=row["entry"],
             )
     return tuple(sorted(seen.values(), key=lambda column: column.is_group))
 

@@ -8,16 +8,37 @@ and rich's own markup is never interpreted.
 from collections.abc import Iterable
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raypeft.report.findings import Finding, column_label, findings
 from raypeft.report.morning import BaseReport, Column, Morning, Row, Score
+from raypeft.report.standings import standings
+from raypeft.report.table_views import MARKS
+from raypeft.report.text import clean
 
-STYLES = {"gain": "bold green", "loss": "bold red", "refused": "yellow", "inconclusive": "dim"}
-MARKS = {"gain": "▲", "loss": "▼", "inconclusive": "·", "refused": "✗"}
-MAX_DETAILS = 40
-MAX_MESSAGE_CHARS = 300
+STYLES = {
+    "gain": "bold green",
+    "loss": "bold red",
+    "equivalent": "cyan",
+    "inconclusive": "dim",
+    "refused": "yellow",
+}
+MAX_COLUMNS = 12
+"""Tasks across the gains table at most; more would be folded beyond reading."""
+
+MAX_COLUMNS_WITH_INTERVALS = 8
+MAX_ADAPTERS = 24
+MAX_TASKS = 3
+"""Tasks that a row of failures names; more are counted."""
+
+MAX_FAILURE_CHARS = 200
+"""The page and `--json` have whole messages."""
+
+MIN_NAME_COLUMNS = 24
+FINDING_STYLES = {"ship": "bold", "harm": "red", "failed": "red", "refused": "yellow"}
 
 
 def render(morning: Morning, *, title: str, details: bool = False) -> RenderableType:
@@ -29,6 +50,7 @@ def render(morning: Morning, *, title: str, details: bool = False) -> Renderable
         details: Whether to list every gain with its interval, not only the headline table.
     """
     parts: list[RenderableType] = [_headline(morning, title)]
+    parts += [_finding(finding) for finding in findings(morning)]
     for report in morning.bases:
         parts += [Text(""), baseline_table(report)]
         if report.gains:
@@ -40,6 +62,8 @@ def render(morning: Morning, *, title: str, details: bool = False) -> Renderable
     refused = [row for row in morning.details if row["verdict"] == "refused"]
     if refused and not details:
         parts += [Text(""), refusals_table(refused)]
+    if morning.left_out:
+        parts += [Text(""), left_out_table(morning.left_out)]
     if morning.failures:
         parts += [Text(""), failures_table(morning.failures)]
     return Group(*parts)
@@ -48,13 +72,6 @@ def render(morning: Morning, *, title: str, details: bool = False) -> Renderable
 def print_report(morning: Morning, console: Console, *, title: str, details: bool = False) -> None:
     """Print the report; colour is the console's business (off when it is no terminal)."""
     console.print(render(morning, title=title, details=details))
-
-
-def clean(text: object, max_chars: int = MAX_MESSAGE_CHARS) -> str:
-    """Return text that cannot move the cursor, hide itself or flood the screen."""
-    raw = str(text)
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in raw)
-    return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
 
 
 def _headline(morning: Morning, title: str) -> Text:
@@ -72,6 +89,10 @@ def _headline(morning: Morning, title: str) -> Text:
     return text
 
 
+def _finding(finding: Finding) -> RenderableType:
+    return Text(f"• {finding.text}", style=FINDING_STYLES.get(finding.kind, ""))
+
+
 def baseline_table(report: BaseReport) -> Table:
     """Return the baselines of one base, one row for each task."""
     table = _table(f"Baseline of {report.base}")
@@ -82,32 +103,56 @@ def baseline_table(report: BaseReport) -> Table:
     table.add_column("documents", justify="right")
     for column in report.columns:
         score = report.baseline.get(column)
-        table.add_row(Text(_task_label(column)), Text(_metric_label(column)), *_score_cells(score))
+        table.add_row(Text(_task_label(column)), Text(column_label(column)), *_score_cells(score))
     return table
 
 
-def gains_table(report: BaseReport) -> Table:
-    """Return the gains of one base's adapters, adapters down and tasks across."""
+def gains_table(report: BaseReport) -> RenderableType:
+    """Return the gains of one base's adapters, the best adapter first and tasks across."""
+    columns = _shown_columns(report)
+    with_intervals = len(columns) <= MAX_COLUMNS_WITH_INTERVALS
     table = _table(f"Gains over {report.base}")
-    table.add_column("adapter")
-    for column in report.columns:
-        table.add_column(Text(f"{clean(column.task)}\n{_metric_label(column)}"), justify="right")
-    for adapter, by_column in report.gains.items():
-        cells = [_gain_cell(by_column.get(column)) for column in report.columns]
+    ranked = [one for one in standings(report) if one.adapter in report.gains]
+    shown = [one.adapter for one in ranked[:MAX_ADAPTERS]]
+    longest = max((len(clean(name)) for name in shown), default=0)
+    table.add_column("adapter", min_width=min(longest, MIN_NAME_COLUMNS), overflow="fold")
+    for column in columns:
+        table.add_column(Text(f"{clean(column.task)}\n{column_label(column)}"), justify="right")
+    for adapter in shown:
+        by_column = report.gains[adapter]
+        cells = [_gain_cell(by_column.get(column), with_intervals) for column in columns]
         table.add_row(Text(clean(adapter)), *cells)
-    return table
+    rest = {
+        "adapters": len(ranked) - len(shown),
+        "tasks": len(report.columns) - len(columns),
+    }
+    words = [f"{count} more {what}" for what, count in rest.items() if count]
+    if not words:
+        return table
+    note = f"… and {' and '.join(words)} (--all or --html shows them)"
+    return Group(table, Text(note, style="dim"))
 
 
-def _gain_cell(row: Row | None) -> Text:
+def _shown_columns(report: BaseReport) -> tuple[Column, ...]:
+    """Return all columns, or where they are many those that the sweep asked for by name."""
+    if len(report.columns) <= MAX_COLUMNS:
+        return report.columns
+    return tuple(
+        sorted(report.columns, key=lambda column: column.task != column.entry)[:MAX_COLUMNS]
+    )
+
+
+def _gain_cell(row: Row | None, with_interval: bool) -> Text:
     if row is None:
         return Text("–", style="dim")
     verdict = str(row["verdict"])
+    mark, style = MARKS.get(verdict, "?"), STYLES.get(verdict, "")
     if row["gain"] is None:
-        return Text(f"{MARKS[verdict]} {verdict}", style=STYLES[verdict])
-    text = f"{row['gain']:+.4g} {MARKS[verdict]}"
-    if row["low"] is not None and row["high"] is not None:
+        return Text(f"{mark} {verdict}", style=style)
+    text = f"{row['gain']:+.4g} {mark}"
+    if with_interval and row["low"] is not None and row["high"] is not None:
         text += f"\n[{row['low']:+.3g}, {row['high']:+.3g}]"
-    return Text(text, style=STYLES[verdict])
+    return Text(text, style=style)
 
 
 def details_table(rows: Iterable[Row], title: str = "All gains") -> Table:
@@ -134,7 +179,7 @@ def details_table(rows: Iterable[Row], title: str = "All gains") -> Table:
             *p_values,
             str(row["n"]),
             _number(row["smallest_detectable_gain"]),
-            Text(verdict + reason, style=STYLES[verdict]),
+            Text(verdict + reason, style=STYLES.get(verdict, "")),
         )
     return table
 
@@ -160,6 +205,19 @@ def refusals_table(rows: Iterable[Row]) -> RenderableType:
     return Group(table, remedy)
 
 
+def left_out_table(rows: Iterable[Row]) -> Table:
+    """Return what the deadline left out, once for each subject: such rows are in part only."""
+    tasks: dict[str, list[str]] = {}
+    for row in rows:
+        tasks.setdefault(row["subject"], []).append(row["task"])
+    table = _table("Left out by the deadline; the next run goes on with them", style="yellow")
+    for name in ("subject", "tasks"):
+        table.add_column(name, overflow="fold")
+    for subject, names in tasks.items():
+        table.add_row(Text(clean(subject)), Text(clean(", ".join(names))))
+    return table
+
+
 def failures_table(rows: Iterable[Row]) -> Table:
     """Return what failed, once for each subject and reason, with the tasks it cost."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
@@ -173,33 +231,35 @@ def failures_table(rows: Iterable[Row]) -> Table:
         table.add_row(
             Text(clean(subject)),
             Text(clean(reason), style="red"),
-            Text(clean(", ".join(tasks))),
-            Text(clean(message)),
+            Text(clean(", ".join(tasks) if len(tasks) <= MAX_TASKS else f"{len(tasks)} tasks")),
+            Text(clean(message, MAX_FAILURE_CHARS)),
         )
     return table
 
 
 def _table(title: str, style: str = "") -> Table:
     # A plain string would be read as markup, and names are not ours.
-    return Table(title=Text(clean(title)), title_justify="left", title_style=style)
+    # Few lines, since a report should fit a screen.
+    return Table(
+        title=Text(clean(title)),
+        title_justify="left",
+        title_style=style,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
 
 
 def _legend() -> Text:
     return Text(
-        "▲ gain, ▼ loss (significant after correction for all comparisons of the base), "
-        "· inconclusive, ✗ refused; brackets: 95 % interval of the paired difference",
+        "▲ gain, ▼ loss (significant after correction for all comparisons), ≈ equivalent, "
+        "· inconclusive, ✗ refused; [interval of the paired difference]",
         style="dim",
     )
 
 
 def _task_label(column: Column) -> str:
     return clean(column.task) + (" (group)" if column.is_group else "")
-
-
-def _metric_label(column: Column) -> str:
-    arrow = {True: " ↑", False: " ↓", None: ""}[column.higher_is_better]
-    suffix = "" if column.filter == "none" else f",{column.filter}"
-    return clean(column.metric + suffix) + arrow
 
 
 def _score_cells(score: Score | None) -> tuple[str, str, str]:

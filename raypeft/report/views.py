@@ -1,4 +1,4 @@
-"""Plan, status, doctor and comparison as tables on a terminal."""
+"""Plan, doctor and comparison as tables on a terminal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,9 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from raypeft.core.status import CellState, Status
-from raypeft.report.progress import duration_text
-from raypeft.report.terminal import clean
+from raypeft.report.text import clean
 
 MAX_ROWS = 60
 """Longer lists are cut on a terminal; `--json` has everything."""
@@ -29,28 +27,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         return shown
     rest = Text(f"… and {len(rows) - MAX_ROWS} more (--json shows all)", style="dim")
     return Group(shown, rest)
-
-
-def status_view(status: Status, *, title: str, now_seconds: float) -> RenderableType:
-    """Return where a sweep stands."""
-    counts = ", ".join(
-        f"{status.count(state)} {state}" for state in CellState if status.count(state)
-    )
-    lines: list[RenderableType] = [Text(f"{clean(title)}: {status.phase}", style="bold")]
-    lines.append(Text(f"{len(status.cells)} cells: {counts}" if status.cells else "no cells"))
-    if status.last_seconds is not None and status.began_seconds is not None:
-        age = duration_text(now_seconds - status.last_seconds)
-        began = duration_text(now_seconds - status.began_seconds)
-        lines.append(
-            Text(f"run {status.runs} began {began} ago; last heard of {age} ago", style="dim")
-        )
-    if status.slots:
-        lines.append(table("Slots", ("slot", "does"), list(status.slots.items())))
-    unfinished = [cell for cell in status.cells if cell.state is not CellState.DONE]
-    if unfinished:
-        rows = [(cell.subject, cell.task, str(cell.state), cell.why) for cell in unfinished]
-        lines.append(table("Not done", ("subject", "task", "state", "why"), rows))
-    return Group(*lines)
 
 
 def records_view(title: str, records: Sequence[Mapping[str, object]]) -> RenderableType:

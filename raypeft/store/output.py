@@ -4,7 +4,7 @@ Decides where they lie (`<output>/tables/<table>.parquet`) and how they are writ
 holding every sample in memory. They are made from the store and can be made again at any time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from raypeft.core.records import Json
 from raypeft.errors import StoreError
 from raypeft.store.files import Folder, Location
-from raypeft.store.parquet import PARQUET, read_parquet, to_parquet
+from raypeft.store.parquet import PARQUET, read_parquet, read_parts, to_parquet
 from raypeft.store.tables import CorruptError, check_schema, run_of, schema_of
 
 TABLES = ("results", "samples", "gains", "cells")
 """What a sweep's output holds."""
+
+REMEDY = "run the sweep again: its tables are made anew from the store, without any model"
 
 
 class TableWriter:
@@ -133,17 +135,34 @@ class Results:
         """Return the samples of one cell, without reading the others."""
         return self._read("samples", filters=[("subject", "==", subject), ("task", "==", task)])
 
+    def sample_parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield some columns of the samples part by part, each of one cell as it was written.
+
+        Never more than one part is in memory.
+
+        Raises:
+            StoreError: If there are none, or they are damaged.
+        """
+        place = self._folder.place(_file("samples"))
+        source = self._folder.open_random_access(_file("samples"))
+        if source is None:
+            raise StoreError(place, "there is no such table", REMEDY)
+        with source:
+            try:
+                yield from read_parts(source, "samples", place, columns)
+            except CorruptError as error:
+                raise StoreError(error.place, error.message, REMEDY) from error
+
     def _read(self, name: str, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
         place = self._folder.place(_file(name))
         source = self._folder.open_random_access(_file(name))
-        remedy = "run the sweep again: its tables are made anew from the store, without any model"
         if source is None:
-            raise StoreError(place, "there is no such table", remedy)
+            raise StoreError(place, "there is no such table", REMEDY)
         with source:
             try:
                 return read_parquet(source, name, place, filters=filters)
             except CorruptError as error:
-                raise StoreError(error.place, error.message, remedy) from error
+                raise StoreError(error.place, error.message, REMEDY) from error
 
 
 def open_output(output: Location) -> Results:

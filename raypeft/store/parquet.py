@@ -4,7 +4,7 @@ Decides compression, checksums and what counts as damage. Which columns a table 
 `tables`, where the bytes lie by `files`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -78,6 +78,20 @@ def read_parquet(
         return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         # The bytes are at hand: whatever Arrow dislikes now is wrong with them.
+        raise CorruptError(place, f"no readable Parquet file: {error}") from error
+
+
+def read_parts(
+    source: pa.NativeFile, name: str, place: str, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Yield some columns of a table, row group by row group; see `read_parquet`."""
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            check_schema(file.schema_arrow, name, place)
+            _check_counts(file.metadata, place)
+            for number in range(file.metadata.num_row_groups):
+                yield file.read_row_group(number, columns=list(columns))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptError(place, f"no readable Parquet file: {error}") from error
 
 
