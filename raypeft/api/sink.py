@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 
+from raypeft.api.costing import CostKeeper
 from raypeft.api.lasting import remember_failure
 from raypeft.api.limits import remember_limits
 from raypeft.api.outputs import CellRun
@@ -31,9 +32,10 @@ class StoreSink:
         self._slots: dict[str, str] = {}
         self._slot_of_unit: dict[str, str] = {}
         self._failures: dict[str, Failure] = {}
+        self.costs = CostKeeper(store, planned.plan.engines, planned.references)
 
-    def begin(self) -> None:
-        """Note what this run sets out to do; `raypeft status` reads it."""
+    def first_line(self) -> dict[str, Json]:
+        """Return the line that says what this run sets out to do; `raypeft status` reads it."""
         plan = self._planned.plan
         done = set(plan.done)
         cells = [
@@ -43,11 +45,18 @@ class StoreSink:
             [lost.subject, lost.task, str(lost.failure.kind), lost.failure.message]
             for lost in self._planned.lost
         ]
-        self.note({"event": "run_begins", "cells": cells, "lost": lost})
+        # Numbers in place of keys: a night has a hundred thousand units.
+        number = {cell.key: index for index, cell in enumerate(self._planned.cells)}
+        units = [
+            [unit.id, unit.tokens, round(unit.seconds, 3), [number[key] for key in unit.cells]]
+            for unit in plan.units
+        ]
+        return {"event": "run_begins", "cells": cells, "lost": lost, "units": units}
 
     def answers(self, unit: Unit, attempt: int, answers: UnitAnswers) -> None:
         """Store answers; `unit.cells` and `unit.subjects` are those of this attempt."""
         remember_limits(self._store, self._planned.plan.engines[unit.base], answers)
+        self.costs.unit(unit.base, unit.cells, unit.shard_count, answers.hardware, answers.seconds)
         for key, subject in zip(unit.cells, answers.subjects, strict=True):
             self._store.put_answers(
                 key,
@@ -88,6 +97,7 @@ class StoreSink:
         kind = str(fields.pop("event"))
         if kind == "run_unit":
             self._slot_of_unit[str(fields["unit_id"])] = str(fields["slot"])
+        self.costs.journal_line(kind, fields)
         self._journal.append(kind, fields, at_seconds=time.time())
 
     def request_set(self, digest: str) -> RequestSet:

@@ -112,11 +112,31 @@ def _config_of(path: Path) -> Mapping[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
+def named_data(include_path: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the local data that task files name: files by the text that stands there.
+
+    Args:
+        include_path: Folders, or single YAML files.
+    """
+    found: dict[str, list[Path]] = {}
+    for root in include_path:
+        for path in _files_below(Path(root)):
+            if path.suffix in _YAML:
+                for text in _data_texts(_config_of(path) or {}):
+                    if text not in found and (files := sorted(_files_named(text))):
+                        found[text] = files
+    return found
+
+
 def _local_data(config: Mapping[str, Any]) -> set[Path]:
+    return {file for text in _data_texts(config) for file in _files_named(text)}
+
+
+def _data_texts(config: Mapping[str, Any]) -> Iterator[str]:
     arguments = config.get("dataset_kwargs")
     arguments = arguments if isinstance(arguments, dict) else {}
     named = [config.get("dataset_path"), arguments.get("data_dir"), arguments.get("data_files")]
-    return {file for text in _strings(named) for file in _files_named(text)}
+    return _strings(named)
 
 
 def _strings(value: Any) -> Iterator[str]:

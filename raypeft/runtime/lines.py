@@ -1,6 +1,7 @@
 """Events and commands → lines of the journal."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 
 from raypeft.core.events import Command, Event
@@ -36,6 +37,14 @@ def _entries(name: str, value: object) -> dict[str, Json]:
             }
         case tuple():
             return {name: list(value)}
+        case Mapping():
+            failed = {cell: value[cell] for cell in value if isinstance(value[cell], Failure)}
+            # Only what went wrong: the cells of a unit stand in the line that began it.
+            return (
+                {"failed": {cell: f"{one.kind}: {one.message}" for cell, one in failed.items()}}
+                if failed
+                else {}
+            )
         case str() | int() | float() | None:
             return {name: value}
         case _:
