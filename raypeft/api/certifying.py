@@ -19,7 +19,7 @@ from raypeft.api.limits import lower_after_loss, with_limits
 from raypeft.api.planning import Planned
 from raypeft.api.surroundings import NOT_LOADED_FILE, record_not_loaded, recorded_not_loaded
 from raypeft.core.certificate import Certificate, certificate_sets, compare, why_refused
-from raypeft.core.cost import asks_for_sampling, estimate_tokens
+from raypeft.core.cost import estimate_tokens
 from raypeft.core.engine_choice import HF_SUFFIX
 from raypeft.core.identity import canonical, cell_key, cell_numerics
 from raypeft.core.plan import Cell, Plan, Unit, make_units
@@ -27,6 +27,7 @@ from raypeft.core.records import (
     Answer,
     EngineSpec,
     Failure,
+    FailureKind,
     Json,
     RequestSet,
     Scored,
@@ -40,6 +41,14 @@ from raypeft.errors import StoreError
 from raypeft.runtime.driver import drive
 from raypeft.runtime.ports import Pool
 from raypeft.store.store import Store
+
+_OWN_FAILURES = frozenset(
+    (
+        *(FailureKind.UNSUPPORTED, FailureKind.DOES_NOT_FIT),
+        *(FailureKind.NO_EFFECT, FailureKind.NOT_FINITE),
+    )
+)
+"""What lies in an adapter, or a base, and in what an engine makes of it."""
 
 
 def certified_by(sweep: Sweep, store: Store) -> Certified:
@@ -58,8 +67,13 @@ def certified_by(sweep: Sweep, store: Store) -> Certified:
                 f"vllm could not load it ({NOT_LOADED_FILE} in the sweep's output; remove that "
                 f"file to try again): {not_loaded[facts.digest]}"
             )
-        measured = _read(store, facts, adapter_digest)
-        if measured is None or not sweep.engine.vllm.certificate_documents:
+        if not sweep.engine.vllm.certificate_documents:
+            return Finding()
+        value = store.get_memo("certificate", _key_of(facts, adapter_digest))
+        if isinstance(value, dict) and (failed := value.get("failed")):
+            return Finding(f"vllm could not answer what was to certify it: {failed}")
+        measured = _read(value)
+        if measured is None:
             return Finding()
         tolerance = sweep.engine.vllm.tolerance_nats(facts.dtype)
         reason = why_refused(measured, tolerance_nats=tolerance)
@@ -216,6 +230,9 @@ class _Sink:
     def load_answers(self, cell: Cell) -> Sequence[Answer]:
         return ()
 
+    def load_shard(self, cell: Cell, index: int) -> Sequence[Answer]:
+        return ()
+
     def scored(self, cell: Cell, scored: Scored) -> None:
         """Nothing was scored."""
 
@@ -254,10 +271,22 @@ def _lacking(planned: Planned, store: Store) -> list[Subject]:
         route = resolved.routes.get(subject_id)
         if route is None or route.kind != "vllm" or subject.again:
             continue  # a second answering needs no certificate beside that of the first
-        known = store.get_memo("certificate", _key(resolved.bases[subject.base], subject))
-        if not isinstance(known, dict) or known.get("vllm") != _vllm_version():
+        known = _of_this_version(store, resolved.bases[subject.base], subject)
+        if known is None or _says_nothing_of(known, _output_types(planned, subject.base)):
             lacking.append(subject)
     return lacking
+
+
+def _output_types(planned: Planned, base: str) -> set[str]:
+    """Return what a base's tasks ask for, by lm-eval's names."""
+    tasks = planned.frozen.tasks(base, base)
+    return {planned.frozen.headers[one.digest].output_type for one in tasks if one.failure is None}
+
+
+def _says_nothing_of(known: Certificate, output_types: set[str]) -> bool:
+    """Return whether a certificate lacks texts, or log-likelihoods, that are asked for now."""
+    lacks_texts = "generate_until" in output_types and not known.num_texts
+    return lacks_texts or (bool(output_types - {"generate_until"}) and not known.num_loglikelihoods)
 
 
 def _one_of_each_type(planned: Planned, base: str, store: Store) -> list[RequestSet]:
@@ -270,13 +299,15 @@ def _one_of_each_type(planned: Planned, base: str, store: Store) -> list[Request
 
 
 def _cell(subject: Subject, sample: RequestSet, name: str, engine: EngineSpec) -> Cell:
-    samples = any(asks_for_sampling(request) for request in sample.requests)
+    numerics = cell_numerics(engine, subject)
+    if engine.kind == "vllm":
+        # What an older version answered says nothing of the one that is installed now.
+        numerics["certified"] = _vllm_version()
     key = cell_key(
         base_digest=engine.base_digest,
         adapter_digest=None if subject.adapter is None else subject.adapter.digest,
         request_set=sample.digest,
-        numerics=cell_numerics(engine, subject),
-        sampling_seed=engine.seed if samples else None,
+        numerics=numerics,
     )
     return Cell(
         key=key,
@@ -315,10 +346,7 @@ def _conclude(
             for kind in ("hf", "vllm")
         ]
     except StoreError:
-        cells = [cell for (name, _, _), cell in work.cells.items() if name == subject.id]
-        reasons = {sink.failures[cell.key].message for cell in cells if cell.key in sink.failures}
-        why = "; ".join(sorted(reasons)) or "answers are missing"
-        say(f"{subject.id} has no certificate, and is answered without one: {why}")
+        _conclude_nothing(subject, work, planned, store, sink, say)
         return
     requests = [work.request_sets[digest].requests for digest in digests]
     offsets = [sum(map(len, requests[:at])) for at in range(len(requests))]
@@ -329,7 +357,44 @@ def _conclude(
     ]
     reference, found = (_moved(side, offsets) for side in sides)
     measured = compare(moved, reference, found)
-    _write(store, planned.resolved.bases[subject.base], subject, measured)
+    facts = planned.resolved.bases[subject.base]
+    earlier = _of_this_version(store, facts, subject)
+    _write(store, facts, subject, measured if earlier is None else _joined(measured, earlier))
+
+
+def _conclude_nothing(
+    subject: Subject,
+    work: _Work,
+    planned: Planned,
+    store: Store,
+    sink: _Sink,
+    say: Callable[[str], None],
+) -> None:
+    """Say why there is no certificate, and keep it where vLLM cannot do what hf can."""
+    failures: dict[str, list[Failure]] = {"hf": [], "vllm": []}
+    for (name, _, kind), cell in work.cells.items():
+        if name == subject.id and cell.key in sink.failures:
+            failures[kind].append(sink.failures[cell.key])
+    own = [one for one in failures["vllm"] if one.kind in _OWN_FAILURES]
+    if own and not failures["hf"]:
+        say(f"{subject.id} cannot be answered by vllm, and can by hf: {own[0].message}")
+        key = _key(planned.resolved.bases[subject.base], subject)
+        store.put_memo("certificate", key, {"vllm": _vllm_version(), "failed": own[0].message})
+        return
+    reasons = {failure.message for side in failures.values() for failure in side}
+    why = "; ".join(sorted(reasons)) or "answers are missing"
+    say(f"{subject.id} has no certificate, and is answered without one: {why}")
+
+
+def _joined(measured: Certificate, earlier: Certificate) -> Certificate:
+    """Return a certificate with what an earlier one says of requests that it lacks."""
+    names: list[str] = []
+    if not measured.num_texts:
+        names += ["num_texts", "num_diverged", "num_at_once", "first_divergence"]
+    if not measured.num_loglikelihoods:
+        names += ["num_loglikelihoods", "worst_nats", "mean_nats"]
+        names += ["num_documents", "num_flips", "num_greedy_flips"]
+    return replace(measured, **{name: getattr(earlier, name) for name in names})
 
 
 def _moved(parts: Sequence[Sequence[Answer]], offsets: Sequence[int]) -> list[Answer]:
@@ -357,9 +422,14 @@ def _write(store: Store, facts: BaseFacts, subject: Subject, measured: Certifica
     store.put_memo("certificate", _key(facts, subject), {"vllm": _vllm_version(), **values})
 
 
-def _read(store: Store, facts: BaseFacts, adapter_digest: str) -> Certificate | None:
-    value = store.get_memo("certificate", _key_of(facts, adapter_digest))
-    if not isinstance(value, dict):
+def _of_this_version(store: Store, facts: BaseFacts, subject: Subject) -> Certificate | None:
+    value = store.get_memo("certificate", _key(facts, subject))
+    is_current = isinstance(value, dict) and value.get("vllm") == _vllm_version()
+    return _read(value) if is_current else None
+
+
+def _read(value: Json) -> Certificate | None:
+    if not isinstance(value, dict) or "failed" in value:
         return None
     first = value["first_divergence"]
     return Certificate(

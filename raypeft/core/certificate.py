@@ -24,6 +24,9 @@ MOST_AT_ONCE = 0.5
 most texts somewhere, and what follows is another text; a wrong model's begin otherwise."""
 
 
+_SAMPLING = frozenset(("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "seed"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """How far two engines lie apart on the same requests.
@@ -59,6 +62,8 @@ def certificate_sets(
 ) -> tuple[RequestSet, ...]:
     """Return what both engines answer: of each request type the first documents of one task.
 
+    Texts that the sweep samples are asked for greedily here.
+
     Args:
         request_sets: The sweep's, with their requests.
         num_documents: How many documents of each request type.
@@ -75,7 +80,7 @@ def _first_documents(request_set: RequestSet, kind: RequestType, number: int) ->
     own = [request for request in request_set.requests if request.request_type == kind]
     first = set(list(dict.fromkeys(request.doc_id for request in own))[:number])
     taken = tuple(
-        replace(request, index=index)
+        replace(_greedily(request), index=index)
         for index, request in enumerate(request for request in own if request.doc_id in first)
     )
     documents = tuple(doc for doc in request_set.documents if doc.doc_id in first)
@@ -90,6 +95,17 @@ def _first_documents(request_set: RequestSet, kind: RequestType, number: int) ->
     return replace(
         request_set, digest=digest, output_type=kind, requests=taken, documents=documents
     )
+
+
+def _greedily(request: Request) -> Request:
+    """Return a request that draws nothing at random: two engines never draw alike."""
+    if request.request_type != "generate_until":
+        return request
+    context, settings = request.arguments
+    if not isinstance(settings, Mapping) or not _SAMPLING & settings.keys():
+        return request
+    greedy = {name: value for name, value in settings.items() if name not in _SAMPLING}
+    return replace(request, arguments=(context, {**greedy, "do_sample": False}))
 
 
 def compare(

@@ -217,7 +217,7 @@ def _continuing(prompt: Prompt, seed: int) -> Any:
         settings = {"seed": seed} | dict(settings)
     try:
         return SamplingParams(stop=list(prompt.stop), **settings)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # vLLM's own kind of error is no ValueError
         raise CellError(
             FailureKind.TASK_FAILED,
             f"vLLM cannot generate with the settings {dict(prompt.settings)}: {error}; correct the "

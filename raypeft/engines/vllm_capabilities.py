@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raypeft.core.records import FailureKind
+from raypeft.engines.progress import got_on
 from raypeft.errors import CellError
 
 MOST_CHOICES = 128
@@ -144,6 +145,7 @@ class StepCounts:
         engine_idx: int = 0,
     ) -> None:
         """Add one step."""
+        got_on()
         sums = self._counted
         if scheduler_stats is not None:
             cache = scheduler_stats.prefix_cache_stats

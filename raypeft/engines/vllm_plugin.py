@@ -119,10 +119,10 @@ def read_arguments(given: dict[str, Any]) -> Arguments:
     for key in _FLAGS:
         if not isinstance(values.get(key, False), bool):
             problems.append(Problem(key, f"is {values[key]!r}; allowed are true and false"))
-    for key in ("max_length", "tensor_parallel_size", "seed"):
-        value = values.get(key, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            problems.append(Problem(key, f"is {value!r}; allowed is a whole number above 0"))
+    for key, least in (("max_length", 1), ("tensor_parallel_size", 1), ("seed", 0)):
+        value = values.get(key, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            problems.append(Problem(key, f"is {value!r}; allowed is a whole number from {least}"))
     if "pretrained" not in values:
         problems.append(Problem("pretrained", "is missing", "give a folder or hub id of the base"))
     if problems:

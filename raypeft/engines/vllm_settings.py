@@ -32,6 +32,10 @@ MOST_LORAS = 8
 """Adapters in one step. More cost memory each and gain nothing: thousands of prompts of one adapter
 fill a step."""
 
+MOST_HELD = 64
+"""Adapters in the host's memory, which is pinned: one of rank 64 on all modules of an 8B base is a
+third of a GiB. More than a unit asks at once are of use only if they need not be read again."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Option:
@@ -143,8 +147,8 @@ def _lora_arguments(spec: EngineSpec) -> dict[str, Any]:
     return {
         "enable_lora": True,
         "max_loras": num_loras(spec),
-        # All of them: one that is not held is read from disk in the middle of a step.
-        "max_cpu_loras": max(spec.lora.num_adapters, num_loras(spec)),
+        # All of them, if there are not very many: others are put in their place between calls.
+        "max_cpu_loras": max(min(spec.lora.num_adapters, MOST_HELD), num_loras(spec)),
         "max_lora_rank": next(rank for rank in ALLOWED_RANKS if rank >= spec.lora.max_rank),
         "lora_target_modules": list(wrapped_modules(spec.lora)),
     }

@@ -1,4 +1,6 @@
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -116,6 +118,29 @@ def test_the_sample_is_the_first_documents_of_one_task_for_each_request_type() -
         request.arguments for request in large.requests[: len(sample.requests)]
     ]
     assert sample.digest not in (large.digest, other.digest)
+
+
+def test_texts_that_are_sampled_are_compared_greedily() -> None:
+    sampled = {
+        "until": ["."],
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_gen_toks": 5,
+    }
+    greedy = {"until": ["."], "do_sample": False, "temperature": 0.0, "max_gen_toks": 5}
+    requests = tuple(
+        Request(at, at, 0, 0, "generate_until", (f"context {at}", own))
+        for at, own in enumerate([sampled, greedy, {"until": ["."]}])
+    )
+    whole = replace(make_request_set("requests0", 3), requests=requests)
+
+    (sample,) = certificate_sets([whole], num_documents=3)
+
+    asked: list[Any] = [request.arguments[1] for request in sample.requests]
+    assert asked[0] == {"until": ["."], "do_sample": False, "max_gen_toks": 5}
+    assert all(not own.get("do_sample") and not own.get("temperature") for own in asked)
+    assert sample.digest != whole.digest
 
 
 @settings(deadline=None)

@@ -21,6 +21,18 @@ def test_room_for_adapters_never_has_the_head_or_the_embeddings() -> None:
     assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (8, 16)
 
 
+@pytest.mark.parametrize(
+    ("num_adapters", "options", "held"), [(1, {}, 1), (500, {}, 64), (500, {"max_loras": 80}, 80)]
+)
+def test_the_hosts_memory_holds_many_adapters_and_not_any_number(
+    num_adapters: int, options: dict[str, Any], held: int
+) -> None:
+    room = replace(ROOM, num_adapters=num_adapters)
+    arguments = model_arguments(replace(SPEC, lora=room, options=options))
+    assert arguments["max_cpu_loras"] == held
+    assert arguments["max_loras"] <= held
+
+
 def test_a_base_alone_has_no_room() -> None:
     assert not any("lora" in name for name in model_arguments(SPEC))
 

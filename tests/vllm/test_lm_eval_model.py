@@ -14,7 +14,8 @@ from raypeft.engines.adapters import read_adapter
 from raypeft.engines.build import build_engine
 from raypeft.engines.lora_facts import read_lora_facts
 from raypeft.engines.vllm_capabilities import lm_eval_class, shut_down
-from raypeft.engines.vllm_plugin import NAME, RaypeftVLLM
+from raypeft.engines.vllm_plugin import NAME, RaypeftVLLM, read_arguments
+from raypeft.errors import SpecError
 from tests.engines.samples import mixed_calls, request_set
 from tests.support.lab import Lab
 from tests.support.tiny import tiny_llama, tiny_lora
@@ -168,3 +169,9 @@ def test_an_adapter_whose_r_no_tensor_has_gets_the_room_that_vllm_asks_for(
 
     assert found.failure is None
     assert_same(found.answers, expected.answers)
+
+
+def test_a_seed_of_zero_is_one_and_below_there_is_none() -> None:
+    assert read_arguments({"pretrained": "base", "seed": 0}).seed == 0
+    with pytest.raises(SpecError, match="seed: is -1; allowed is a whole number from 0"):
+        read_arguments({"pretrained": "base", "seed": -1})

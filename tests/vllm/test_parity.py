@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from raypeft.core.records import Answer, Json, RequestSet, RequestType, Shard
+from raypeft.core.records import Answer, FailureKind, Json, RequestSet, RequestType, Shard
+from raypeft.errors import CellError
 from tests.engines.samples import mixed_calls, request_set
 from tests.vllm.conftest import BLOCK, VLLMLab, subject_of
 
@@ -175,3 +176,20 @@ def test_sampled_texts_depend_on_seed_and_request_alone(
     assert [one.answers for one in first] == [one.answers for one in again]
     assert alone.answers == first[0].answers[3:]
     assert len({answer.text for answer in first[0].answers}) > 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_beams": 2}, {"max_gen_toks": 0}, {"do_sample": True, "top_p": 2.0}]
+)
+def test_settings_that_vllm_cannot_follow_are_the_tasks_failure(
+    vllm_engine: Any, vllm_lab: VLLMLab, settings: dict[str, Json]
+) -> None:
+    calls: Calls = [("generate_until", ("Say:", {"until": ["."], "max_gen_toks": 4, **settings}))]
+
+    with pytest.raises(CellError, match="generation_kwargs") as raised:
+        vllm_engine.answer(Shard(request_set(calls, str(settings))), [vllm_lab.baseline])
+
+    assert raised.value.kind is FailureKind.TASK_FAILED
+    # Nothing was asked: the engine goes on.
+    (after,) = vllm_engine.answer(Shard(request_set(mixed_calls())), [vllm_lab.baseline])
+    assert after.failure is None
