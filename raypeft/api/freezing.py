@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from raypeft.api.own_tasks import own_task_digests
 from raypeft.api.sweeps import Resolved
-from raypeft.core.cost import asks_for_sampling, estimate_tokens
+from raypeft.core.cost import Work, asks_for_sampling, work_of
 from raypeft.core.identity import digest, freeze_key
 from raypeft.core.records import (
     EvaluationSettings,
@@ -40,8 +40,10 @@ class FrozenTask:
         failure: Why it could not be frozen.
         digest: Digest of its request set.
         tokens: Estimated tokens through the model for one subject.
+        work: How much it is for one subject.
         samples: Whether any request asks for sampled generation.
         num_requests: Requests in the set.
+        num_documents: Documents that they are about.
         lm_eval_version: What scores it.
         bootstrap_iters: As in its settings.
         scoring: Digest of what decides its numbers beside lm-eval: its configuration (metrics,
@@ -53,8 +55,10 @@ class FrozenTask:
     failure: Failure | None = None
     digest: str = ""
     tokens: int = 0
+    work: Work = field(default_factory=Work)
     samples: bool = False
     num_requests: int = 0
+    num_documents: int = 0
     lm_eval_version: str = ""
     bootstrap_iters: int = 0
     scoring: str = ""
@@ -327,13 +331,16 @@ def _task(job: FreezeJob, request_set: RequestSet, python: str) -> FrozenTask:
     names = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata", "task_alias", "tag")
     config = {key: value for key, value in request_set.config.items() if key not in names}
     decides = [config, request_set.version, python]
+    work = work_of(request_set)
     return FrozenTask(
         entry=job.entry,
         name=request_set.task,
         digest=request_set.digest,
-        tokens=estimate_tokens(request_set),
+        tokens=work.tokens + work.generated_tokens,
+        work=work,
         samples=any(asks_for_sampling(request) for request in request_set.requests),
         num_requests=len(request_set.requests),
+        num_documents=len({request.doc_id for request in request_set.requests}),
         lm_eval_version=version("lm_eval"),
         bootstrap_iters=job.settings.bootstrap_iters,
         scoring=digest("scoring", SCORING_VERSION, decides),

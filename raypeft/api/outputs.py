@@ -13,6 +13,7 @@ from raypeft.core.clusters import Clusters, clusters_of
 from raypeft.core.comparable import ScoredCell
 from raypeft.core.gains import Gain, GainSettings, compute_gains
 from raypeft.core.identity import canonical, cell_numerics, digest
+from raypeft.core.interim import untested_rows
 from raypeft.core.plan import Cell
 from raypeft.core.records import (
     EngineSpec,
@@ -34,6 +35,10 @@ LEFT_OUT_REASON = "deadline"
 """In the `cells` table the reason of an open cell that was left out when time was over."""
 
 
+STOPPED_EARLY_REASON = "stopped_early"
+"""The reason of an open cell that was stopped as hopeless."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellRun:
     """What this run did for one cell.
@@ -43,12 +48,21 @@ class CellRun:
         slot: The slot that answered last.
         failure: Why it has no results.
         left_out: Why the deadline left it out; empty if it did not.
+        stopped_early: Why it was stopped as hopeless; empty if it was not.
     """
 
     attempts: int = 0
     slot: str | None = None
     failure: Failure | None = None
     left_out: str = ""
+    stopped_early: str = ""
+
+    @property
+    def open_reason(self) -> str | None:
+        """Why it is open although nothing failed, as the `cells` table has it."""
+        if self.left_out:
+            return LEFT_OUT_REASON
+        return STOPPED_EARLY_REASON if self.stopped_early else None
 
 
 @dataclass(slots=True)
@@ -73,6 +87,8 @@ def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -
         those whose results in the store turned out to be damaged.
     """
     output = planned.resolved.sweep.output
+    stopped = {key: CellRun(stopped_early=why) for key, why in planned.stopped.items()}
+    runs = {**stopped, **runs}
     inputs = _inputs_digest(planned, runs)
     if tables_are_whole(output) and read_run(output, "cells") == {"inputs": inputs}:
         return frozenset()
@@ -87,15 +103,14 @@ def write_outputs(planned: Planned, store: Store, runs: Mapping[str, CellRun]) -
                     scored.append(_slim(found))
             groups = _groups(planned, base.name)
             tables.results += _group_rows(scored, groups, planned)
-            tables.gains += _gains(scored, groups, planned, store)
+            untested = _untested(base.name, scored, groups, planned, runs)
+            tables.gains += _gains(scored, groups, planned, store, untested)
     tables.cells += [_lost_row(planned, lost) for lost in planned.lost]
     write_table(output, "results", build("results", tables.results))
     write_table(output, "gains", gains_table(tables.gains))
     # Last: it says that the other tables are whole.
     missing = frozenset(
-        row["cell"]
-        for row in tables.cells
-        if row["state"] == "open" and row["reason"] != LEFT_OUT_REASON
+        row["cell"] for row in tables.cells if row["state"] == "open" and row["reason"] is None
     )
     run = None if missing else {"inputs": inputs}
     write_table(output, "cells", build("cells", tables.cells, run=run))
@@ -113,6 +128,9 @@ def _inputs_digest(planned: Planned, runs: Mapping[str, CellRun]) -> str:
         "cells": [[cell.subject, cell.entry, cell.score_key] for cell in planned.cells],
         "failures": failures,
         "left_out": sorted(key for key, run in runs.items() if run.left_out),
+        "stopped_early": sorted(
+            [key, run.stopped_early] for key, run in runs.items() if run.stopped_early
+        ),
         "lost": [[lost.subject, lost.task, lost.failure.message] for lost in planned.lost],
         "groups": {
             base: sorted({group.name for found in entries.values() for group in found})
@@ -128,17 +146,19 @@ def _read_cell(
     """Read one cell, add its rows, and return it if it has results."""
     scored = None if run.failure else store.get_scored(cell.score_key)
     if scored is None:
-        failure, left_out = run.failure, run.left_out or None
+        failure = run.failure
         tables.cells.append(
             _cell_row(cell, planned, run)
             | {
                 "state": "failed" if failure else "open",
-                "reason": str(failure.kind) if failure else left_out and LEFT_OUT_REASON,
-                "message": failure.message if failure else left_out,
+                "reason": str(failure.kind) if failure else run.open_reason,
+                "message": failure.message
+                if failure
+                else run.left_out or run.stopped_early or None,
             }
         )
         return None
-    shards = store.shard_facts(cell.key, cell.shards)
+    shards = store.shard_facts(cell.answers_key, cell.shards)
     facts = _run_columns(shards)
     tables.cells.append(
         _cell_row(cell, planned, run)
@@ -355,6 +375,7 @@ def _gains(
     groups: Mapping[str, Sequence[Group]],
     planned: Planned,
     store: Store,
+    untested: Mapping[tuple[str, str, str], int],
 ) -> list[Gain]:
     from raypeft.harness.metrics import resampling_aggregates
 
@@ -369,6 +390,7 @@ def _gains(
         aggregates=resampling_aggregates(),
         margins=statistics.margins,
         clusters=_clusters(cells, planned, store),
+        untested=untested,
     )
     subjects = planned.resolved.subjects
     baselines = [cell for cell in cells if cell.adapter is None]
@@ -379,6 +401,23 @@ def _gains(
         settings,
         [_as_adapter(cell) for cell in baselines if subjects[cell.subject].again],
     )
+
+
+def _untested(
+    base: str,
+    scored: Sequence[ScoredCell],
+    groups: Mapping[str, Sequence[Group]],
+    planned: Planned,
+    runs: Mapping[str, CellRun],
+) -> dict[tuple[str, str, str], int]:
+    """Return the rows that each family of gains lost to early stopping."""
+    stopped = [
+        (cell.subject, cell.task)
+        for cell in planned.cells
+        if cell.base == base and cell.key in runs and runs[cell.key].stopped_early
+    ]
+    baselines = [cell for cell in scored if cell.adapter is None]
+    return untested_rows(stopped, baselines, [one for found in groups.values() for one in found])
 
 
 def _as_adapter(cell: ScoredCell) -> ScoredCell:

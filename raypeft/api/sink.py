@@ -8,7 +8,7 @@ from raypeft.api.lasting import remember_failure
 from raypeft.api.limits import remember_limits
 from raypeft.api.outputs import CellRun
 from raypeft.api.planning import Planned
-from raypeft.core.plan import Cell, Unit
+from raypeft.core.plan import Cell, Unit, by_documents_key
 from raypeft.core.records import Answer, Failure, Json, RequestSet, Scored, UnitAnswers
 from raypeft.errors import StoreError
 from raypeft.store.journal import Journal
@@ -59,7 +59,7 @@ class StoreSink:
         self.costs.unit(unit.base, unit.cells, unit.shard_count, answers.hardware, answers.seconds)
         for key, subject in zip(unit.cells, answers.subjects, strict=True):
             self._store.put_answers(
-                key,
+                by_documents_key(key) if unit.by_documents else key,
                 unit.shard_index,
                 unit.shard_count,
                 subject,
@@ -73,13 +73,19 @@ class StoreSink:
         """Return a cell's answers of all shards, by index."""
         num_requests = self._planned.frozen.num_requests(cell.request_set)
         try:
-            answers, _ = self._store.get_answers(cell.key, cell.shards, num_requests=num_requests)
+            answers, _ = self._store.get_answers(
+                cell.answers_key, cell.shards, num_requests=num_requests
+            )
         except StoreError as error:
             # Kept, they would stand in the way of every later run.
-            self._store.discard_answers(cell.key, cell.shards)
+            self._store.discard_answers(cell.answers_key, cell.shards)
             remedy = "they are set aside; start the sweep again to answer them"
             raise StoreError(error.place, error.message, remedy) from error
         return answers
+
+    def load_shard(self, cell: Cell, index: int) -> Sequence[Answer]:
+        """Return a cell's answers of one shard."""
+        return self._store.get_shard(cell.answers_key, index, cell.shards)
 
     def scored(self, cell: Cell, scored: Scored) -> None:
         """Store a cell's results."""

@@ -95,6 +95,19 @@ class ScoreFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CellHopeless:
+    """The documents answered so far rule out that a cell has a gain worth waiting for.
+
+    Attributes:
+        cell: The cell's key.
+        reason: What was looked at, and with which certainty.
+    """
+
+    cell: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A slot is alive and says how far it is with its attempt.
 
@@ -169,6 +182,7 @@ Event: TypeAlias = (
     | UnitFailed
     | CellScored
     | ScoreFailed
+    | CellHopeless
     | Heartbeat
     | NodeDraining
     | CapacityChanged
@@ -243,7 +257,9 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class LeaveOut:
-    """Record that a cell is not finished when the run's time is over, which is nobody's failure.
+    """Record that a cell is not finished, which is nobody's failure.
+
+    Either the run's time is over or the cell is hopeless.
 
     Attributes:
         cell: The cell's key.

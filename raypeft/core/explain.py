@@ -19,7 +19,7 @@ def why_waiting(state: State, cell: str) -> str:
         case CellPhase.FAILED:
             failure = state.failures[cell]
             return f"was given up: {failure.kind}: {failure.message}"
-        case CellPhase.NOT_STARTED:
+        case CellPhase.NOT_STARTED | CellPhase.STOPPED_EARLY:
             return f"was left out: {state.left_out[cell]}"
         case CellPhase.SCORING:
             return f"is being scored (attempt {state.scoring[cell]})"

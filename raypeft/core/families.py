@@ -11,6 +11,10 @@ The correction is max-T over swaps that all rows share, wherever every row of th
 swapped at once. It is Holm's, and said so, where a family has one row, where a metric is too slow
 to be swapped as often (BLEU), or has no spread under swaps, and where there are too few draws to
 tell p-values of the size of alpha.
+
+Rows that early stopping has kept from being computed stay in their family, with p = 1: of many
+adapters without a gain the luckiest is the one that is not stopped. They cannot be swapped, so that
+their family is Holm's.
 """
 
 import math
@@ -67,9 +71,10 @@ def judge(
         row = done[column.places[0]]
         families.setdefault((row.base, row.metric, row.filter), []).append(column)
     for name, family in families.items():
-        _correct(done, list(name), family, settings)
+        untested = settings.untested.get(name, 0)
+        _correct(done, list(name), family, settings, untested)
         places = [place for column in family for place in column.places]
-        _test_equivalence(done, places, settings)
+        _test_equivalence(done, places, settings, untested)
     return [_judged(row, settings.alpha) for row in done]
 
 
@@ -88,13 +93,18 @@ def _rank(rows: list[Gain], column: Compared) -> None:
 
 
 def _correct(
-    rows: list[Gain], name: list[str], family: Sequence[Compared], settings: GainSettings
+    rows: list[Gain],
+    name: list[str],
+    family: Sequence[Compared],
+    settings: GainSettings,
+    untested: int,
 ) -> None:
     places = [place for column in family for place in column.places]
     raw = [rows[i].p or 0.0 for i in places]
+    size = len(places) + untested
     found = None
     enough = settings.alpha * (settings.resamples + 1) >= MIN_DRAWS_BELOW_ALPHA
-    if len(places) > 1 and enough:
+    if len(places) > 1 and enough and not untested:
         found = max_t(
             [column.tested for column in family],
             seed=int(digest("family_seed", 1, [settings.seed, *name]), 16),
@@ -102,26 +112,29 @@ def _correct(
             alpha=settings.alpha,
         )
     if found is None:
-        correction, p_values = "Holm", list(holm(raw))
-        critical = float(stats.norm.isf(settings.alpha / len(places) / 2))
+        correction, p_values = "Holm", list(holm([*raw, *[1.0] * untested])[: len(raw)])
+        critical = float(stats.norm.isf(settings.alpha / size / 2))
     else:
         # An exact p is free of the luck of draws; correcting must not make it smaller.
         correction, critical = "max-T", found.critical
         p_values = [max(p, q) for p, q in zip(raw, found.p, strict=True)]
-    for i, p, q in zip(places, p_values, false_discovery(raw), strict=True):
+    rates = false_discovery([*raw, *[1.0] * untested])[: len(raw)]
+    for i, p, q in zip(places, p_values, rates, strict=True):
         detectable = detectable_gain(rows[i].standard_error, critical, power=settings.power)
         rows[i] = replace(
             rows[i],
             p_corrected=p,
             correction=correction,
             q=q,
-            family_size=len(places),
+            family_size=size,
             smallest_detectable_gain=detectable,
             documents_needed=documents_needed(rows[i].gain, detectable, rows[i].n),
         )
 
 
-def _test_equivalence(rows: list[Gain], places: Sequence[int], settings: GainSettings) -> None:
+def _test_equivalence(
+    rows: list[Gain], places: Sequence[int], settings: GainSettings, untested: int
+) -> None:
     known: dict[int, float] = {}
     for i in places:
         row = rows[i]
@@ -134,7 +147,8 @@ def _test_equivalence(rows: list[Gain], places: Sequence[int], settings: GainSet
         p = None if evidence is None else p_equivalent(evidence, margin)
         if p is not None:
             known[i] = p
-    for i, p in zip(known, holm(list(known.values())), strict=True):
+    corrected = holm([*known.values(), *[1.0] * untested])[: len(known)]
+    for i, p in zip(known, corrected, strict=True):
         rows[i] = replace(rows[i], p_equivalent=p)
 
 

@@ -42,6 +42,8 @@ class GainSettings:
         margins: By metric, differences that are of no interest; without one no gain is called
             equivalent.
         clusters: By request set, which of its documents belong together.
+        untested: By family (base, metric, filter), how many rows it lost to early stopping; they
+            count as tested, since who is left was chosen by its luck as well.
     """
 
     alpha: float = 0.05
@@ -53,6 +55,7 @@ class GainSettings:
     aggregates: Aggregates = field(default_factory=dict)
     margins: Mapping[str, Margin] = field(default_factory=dict)
     clusters: Mapping[str, Clusters] = field(default_factory=dict)
+    untested: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

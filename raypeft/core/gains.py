@@ -33,6 +33,8 @@ def compute_gains(
     groups: Sequence[Group] = (),
     settings: GainSettings | None = None,
     again: Sequence[ScoredCell] = (),
+    *,
+    first: Sequence[ScoredCell] | None = None,
 ) -> list[Gain]:
     """Return the gain of each adapter on each task, group and metric.
 
@@ -42,6 +44,7 @@ def compute_gains(
         groups: The groups of the sweep; those without an aggregation of their own give no rows.
         settings: How to compute.
         again: Baselines answered a second time, for the noise floor; see `noise`.
+        first: What they are the second answers of; the baselines if None.
     """
     settings = settings or GainSettings()
     drafts = draft_gains(baselines, adapters, groups, settings)
@@ -50,7 +53,7 @@ def compute_gains(
         for column in drafts.columns.values()
         if (found := _compare_column(column, settings, drafts.rows)) is not None
     ]
-    by_column = noise_floors(baselines, again, groups, settings)
+    by_column = noise_floors(baselines if first is None else first, again, groups, settings)
     floors = {
         i: by_column[key]
         for key, column in drafts.columns.items()

@@ -8,6 +8,8 @@ from collections import Counter
 from raypeft.core.state import CellPhase, SlotPhase, State
 from raypeft.core.waiting import milliseconds
 
+LEFT_OUT = (CellPhase.NOT_STARTED, CellPhase.STOPPED_EARLY)
+
 
 def check(state: State) -> None:
     """Check the whole state.
@@ -52,7 +54,7 @@ def _check_cells(state: State) -> None:
         assert to_score[cell] == (phase is CellPhase.TO_SCORE), (cell, phase)
         assert (cell in state.scoring) == (phase is CellPhase.SCORING), (cell, phase)
         assert (cell in state.failures) == (phase is CellPhase.FAILED), (cell, phase)
-        assert (cell in state.left_out) == (phase is CellPhase.NOT_STARTED), (cell, phase)
+        assert (cell in state.left_out) == (phase in LEFT_OUT), (cell, phase)
     for cell, unit_ids in state.open_units.items():
         for unit_id in unit_ids:
             assert cell in state.open_cells[unit_id], (cell, unit_id)

@@ -10,6 +10,9 @@ from raypeft.core.records import EngineSpec, Subject
 TOKENS_PER_SECOND = 1000.0
 """The pace of cells whose seconds nobody has estimated; orders work and nothing else."""
 
+_MOST_SHARDS = 1_000_000
+"""More than any cell has: an order of cells outweighs that of their shards."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCost:
@@ -42,6 +45,8 @@ class Cell:
         engine: Name of the engine that answers it; empty is the one named as its base.
         seconds: Expected seconds in a slot; 0 where nobody has estimated them.
         urgency: What goes first where a baseline does not: the greater one.
+        by_documents: Whether its shards are cut by documents, at random
+            (`raypeft.core.document_shards`), so that it can be looked at before it is whole.
     """
 
     key: str
@@ -57,6 +62,12 @@ class Cell:
     engine: str = ""
     seconds: float = 0.0
     urgency: int = 0
+    by_documents: bool = False
+
+    @property
+    def answers_key(self) -> str:
+        """What its answers are stored under: shards of different cuts make no whole."""
+        return by_documents_key(self.key) if self.by_documents else self.key
 
     @property
     def expected_seconds(self) -> float:
@@ -85,7 +96,9 @@ class Unit:
         has_baseline: Whether the base alone is among the subjects.
         tokens: Estimated tokens, all subjects together.
         seconds: Expected seconds in a slot, all subjects together.
-        urgency: That of the most urgent of its cells.
+        urgency: That of the most urgent of its cells; of shards cut by documents the first are
+            the most urgent, so that there is something to look at.
+        by_documents: Whether its shard is cut by documents.
     """
 
     id: str
@@ -99,6 +112,7 @@ class Unit:
     tokens: int
     seconds: float
     urgency: int = 0
+    by_documents: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +140,11 @@ class Plan:
     costs: Mapping[str, EngineCost] = field(default_factory=dict)
 
 
+def by_documents_key(cell: str) -> str:
+    """Return what the answers of a cell are stored under whose shards are cut by documents."""
+    return f"{cell}-by-documents"
+
+
 def id_of_unit(cells: Sequence[str], index: int, count: int) -> str:
     """Return the id of a unit: the same for the same cells and shard."""
     return digest("unit", 1, [list(cells), index, count])[:16]
@@ -149,15 +168,17 @@ def make_units(
         subjects_per_unit: Most subjects in one unit; 1 gives one unit for each cell and shard.
         seconds_per_unit: Subjects are added to a unit as long as it is expected to take no longer.
     """
-    queues: dict[tuple[str, str, int, int, bool], list[Cell]] = {}
+    queues: dict[tuple[str, str, int, int, bool, bool], list[Cell]] = {}
+    scale = _MOST_SHARDS if any(cell.by_documents for cell in cells) else 1
     for cell in cells:
         have = answered.get(cell.key, ())
         for index in range(cell.shards):
             if index not in have:
-                key = (cell.engine_name, cell.request_set, index, cell.shards, cell.is_baseline)
+                cut = (index, cell.shards, cell.is_baseline, cell.by_documents)
+                key = (cell.engine_name, cell.request_set, *cut)
                 queues.setdefault(key, []).append(cell)
     units: list[Unit] = []
-    for (base, request_set, index, count, is_baseline), members in queues.items():
+    for (base, request_set, index, count, is_baseline, by_documents), members in queues.items():
         members.sort(key=lambda cell: -cell.urgency)  # what is urgent must not wait for what is not
         for part in _parts(members, count, subjects_per_unit, seconds_per_unit):
             keys = tuple(cell.key for cell in part)
@@ -173,7 +194,8 @@ def make_units(
                     has_baseline=is_baseline,
                     tokens=sum(cell.tokens for cell in part) // count,
                     seconds=sum(cell.expected_seconds for cell in part) / count,
-                    urgency=max(cell.urgency for cell in part),
+                    urgency=scale * max(cell.urgency for cell in part) - index * by_documents,
+                    by_documents=by_documents,
                 )
             )
     return tuple(units)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from raypeft.core.events import (
     CapacityChanged,
+    CellHopeless,
     CellScored,
     Command,
     Event,
@@ -119,6 +120,11 @@ def _apply(state: State, event: Event) -> str | None:
             if state.scoring.get(cell) == attempt:
                 del state.scoring[cell]
                 _score_failed(state, cell, failure)
+        case CellHopeless(cell, reason):
+            # What was answered whole in the meantime is scored: nothing would be saved.
+            if state.cells.get(cell) is CellPhase.ANSWERING:
+                state.leave_out(cell, reason, CellPhase.STOPPED_EARLY)
+                return state.plan.cells[cell].engine_name
         case UnitDone(slot, unit_id, attempt) | UnitFailed(slot, unit_id, attempt):
             # A late or repeated answer: the attempt was ended, and counted, before.
             if state.is_current(slot, unit_id, attempt):
@@ -285,7 +291,7 @@ def _close(state: State, reason: str) -> None:
         state.stop_slot(slot, reason)
     for cell, unit_ids in tuple(state.open_units.items()):
         if any(unit_id not in state.running for unit_id in unit_ids):
-            state.leave_out(cell)
+            state.leave_out(cell, reason)
 
 
 def _change_capacity(state: State, slots: int) -> None:

@@ -16,6 +16,9 @@ FEWEST_RESAMPLES = 999
 MOST_RESAMPLES = 1_000_000
 
 
+FEWEST_LOOKS = 2
+
+
 def _check_margins(margins: dict[str, Any]) -> dict[str, Any]:
     for metric, value in margins.items():
         try:
@@ -23,6 +26,43 @@ def _check_margins(margins: dict[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"is not allowed: that of {metric} {error}") from error
     return margins
+
+
+class EarlyStoppingSection(BaseModel):
+    """When an adapter's cell is hopeless and need not be answered to its end.
+
+    Looks never cost certainty: the bound holds at all times at once, however often one looks. A
+    cell that is stopped has no score and no gain.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    metric: Annotated[
+        str, Field(pattern=r"^([^,]+(,[^,]+)?)?$"), Allowed('"acc", or "acc,none" with its filter')
+    ] = Field(
+        default="",
+        description='Which metric is looked at: "acc", or "exact_match,strict-match" with its '
+        "filter. It must be a mean of values from 0 to 1. Empty is the first of acc_norm, acc, "
+        "exact_match, em and f1 that a task has. Tasks without it are answered whole.",
+    )
+    least_gain: Annotated[float, Field(gt=-1, lt=1), Allowed("a number above -1 and below 1")] = (
+        Field(
+            default=0.0,
+            description="The smallest gain worth waiting for. A cell is stopped once a gain of "
+            "that size is ruled out: 0 stops what is worse than the base.",
+        )
+    )
+    alpha: Share = Field(
+        default=0.05,
+        description="Chance of stopping any cell at all whose gain is as large as `least_gain`.",
+    )
+    looks: Annotated[
+        int, Field(ge=FEWEST_LOOKS), Allowed(f"a whole number, {FEWEST_LOOKS} or more")
+    ] = Field(
+        default=8,
+        description="Into how many shards of random documents a cell is cut, at least; after each "
+        "there is a look. More can stop earlier and leave the engines smaller batches.",
+    )
 
 
 class StatisticsSection(BaseModel):
@@ -58,6 +98,13 @@ class StatisticsSection(BaseModel):
         default=False,
         description="Whether each base answers everything twice: gains that are no larger than "
         "what it differs from itself are not claimed.",
+    )
+
+    early_stopping: EarlyStoppingSection | None = Field(
+        default=None,
+        description="Whether cells are given up as hopeless while they are answered; null (the "
+        "default) answers everything, `{}` stops what is worse than the base. Tasks that sample "
+        "their texts, that name a `cluster` or have few documents are answered whole.",
     )
 
     @property

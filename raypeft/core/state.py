@@ -87,7 +87,7 @@ class State:
         self.to_score: deque[str] = deque()
         self.failures: dict[str, Failure] = {}
         self.left_out: dict[str, str] = {}
-        """Why cells were left out when time was over."""
+        """Why cells were left out when time was over, or since they are hopeless."""
         """Why cells were given up."""
         self.num_units_open = len(self.units)
         self.tokens = self.tokens_open = sum(unit.tokens for unit in plan.units)
@@ -257,7 +257,7 @@ class State:
         for unit_id in unit_ids:
             if self.closed:
                 for cell in tuple(self.open_cells[unit_id]):
-                    self.leave_out(cell)
+                    self.leave_out(cell, self.closed)
             elif self.open_cells[unit_id]:
                 self.push(self.units[unit_id])
 
@@ -328,14 +328,14 @@ class State:
         self._drop(cell)
         self.commands.append(GiveUp(cell, failure, attempts, reason))
 
-    def leave_out(self, cell: str) -> None:
-        """End a cell because time is over, and drop what only it needed."""
-        self.cells[cell] = CellPhase.NOT_STARTED
+    def leave_out(self, cell: str, why: str, phase: CellPhase = CellPhase.NOT_STARTED) -> None:
+        """End a cell that nothing was wrong with, and drop what only it needed."""
+        self.cells[cell] = phase
         shards = self.plan.cells[cell].shards
         done = shards - len(self.open_units[cell])
         self._drop(cell)
         begun = f"{done} of {shards} shards are answered" if done else "nothing of it is answered"
-        self.left_out[cell] = f"{self.closed}; {begun}"
+        self.left_out[cell] = f"{why}; {begun}"
         self.commands.append(LeaveOut(cell, self.left_out[cell]))
 
     def _drop(self, cell: str) -> None:

@@ -25,6 +25,8 @@ class CellPhase(StrEnum):
     FAILED = "failed"
     NOT_STARTED = "not_started"
     """Left out, in whole or in part, when the time was over."""
+    STOPPED_EARLY = "stopped_early"
+    """Left out since what was answered of it is hopeless."""
 
 
 class SlotPhase(StrEnum):

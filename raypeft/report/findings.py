@@ -58,11 +58,27 @@ def findings(morning: Morning) -> tuple[Finding, ...]:
             ranked = standings(report, adapters_without_results(morning, report.base))
             found += _of_base(ranked, alpha=_alpha(report))
     found += _failures(morning)
+    found += _stopped(morning)
     if morning.num_open:
         counts = f"{morning.num_open} of {morning.num_cells} cells have no result yet"
         text = f"{counts}: all of the above is provisional."
         found.append(Finding(FindingKind.OPEN, text))
     return tuple(found)
+
+
+def _stopped(morning: Morning) -> list[Finding]:
+    """Return who was given up as hopeless: such cells have no score."""
+    tasks: dict[str, list[str]] = {}
+    for row in morning.stopped_early:
+        tasks.setdefault(row["subject"], []).append(row["task"])
+    return [
+        Finding(
+            FindingKind.OPEN,
+            f"{clean(subject)} was stopped early on {clean(', '.join(names))}: the gain that "
+            "early_stopping waits for is ruled out there; what it has lost was not measured.",
+        )
+        for subject, names in tasks.items()
+    ]
 
 
 def _of_base(ranked: Sequence[Standing], alpha: float) -> list[Finding]:

@@ -73,8 +73,9 @@ class Morning:
         failures: Rows of the cells table that failed.
         num_cells: All cells.
         num_done: Those with a score.
-        num_open: Those that have neither score nor failure, as long as a run goes on.
+        num_open: Those that have neither score nor failure and were not stopped as hopeless.
         left_out: Rows of the cells table that the deadline left open.
+        stopped_early: Rows of those that were stopped as hopeless.
         verdicts: How many headline gains ended in each verdict.
     """
 
@@ -85,6 +86,7 @@ class Morning:
     num_done: int
     num_open: int = 0
     left_out: tuple[Row, ...] = ()
+    stopped_early: tuple[Row, ...] = ()
     verdicts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -111,10 +113,17 @@ def summarise(results: Sequence[Row], gains: Sequence[Row], cells: Sequence[Row]
         failures=failures,
         num_cells=len(cells),
         num_done=sum(1 for row in cells if row["state"] == "done"),
-        num_open=sum(1 for row in cells if row["state"] == "open"),
-        left_out=tuple(r for r in cells if r["state"] == "open" and r["reason"] == "deadline"),
+        num_open=sum(
+            1 for row in cells if row["state"] == "open" and row["reason"] != "stopped_early"
+        ),
+        left_out=_open_for("deadline", cells),
+        stopped_early=_open_for("stopped_early", cells),
         verdicts=counts,
     )
+
+
+def _open_for(reason: str, cells: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(row for row in cells if row["state"] == "open" and row["reason"] == reason)
 
 
 def _base_report(base: str, results: Sequence[Row], gains: Sequence[Row]) -> BaseReport:

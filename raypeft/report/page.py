@@ -191,6 +191,8 @@ def _counts(morning: Morning) -> str:
         text += f", {len(morning.failures)} failed"
     if morning.num_open:
         text += f", {morning.num_open} open"
+    if morning.stopped_early:
+        text += f", {len(morning.stopped_early)} stopped early"
     counts = [f"{number} {verdict}" for verdict, number in morning.verdicts.items()]
     return f"{text}; gains: {', '.join(sorted(counts))}" if counts else text
 

@@ -1,11 +1,11 @@
-"""The morning table on a terminal: baselines, gains, failures, what to type next.
+"""The morning table on a terminal: findings, baselines, gains, failures.
 
 Decides how things look; what they say is decided in `morning`. Task names, adapter names and
 messages come from files and models and are hostile text: control characters are shown escaped,
 and rich's own markup is never interpreted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -30,7 +30,10 @@ MAX_COLUMNS = 12
 """Tasks across the gains table at most; more would be folded beyond reading."""
 
 MAX_COLUMNS_WITH_INTERVALS = 8
-MAX_ADAPTERS = 24
+MAX_ADAPTERS = 16
+BASELINE = "(baseline)"
+"""Names the first row, of values; those of adapters are differences from them."""
+
 MAX_TASKS = 3
 """Tasks that a row of failures names; more are counted."""
 
@@ -52,7 +55,8 @@ def render(morning: Morning, *, title: str, details: bool = False) -> Renderable
     parts: list[RenderableType] = [_headline(morning, title)]
     parts += [_finding(finding) for finding in findings(morning)]
     for report in morning.bases:
-        parts += [Text(""), baseline_table(report)]
+        if details or not report.gains:
+            parts += [Text(""), baseline_table(report)]
         if report.gains:
             parts += [Text(""), gains_table(report)]
     if morning.bases:
@@ -64,6 +68,8 @@ def render(morning: Morning, *, title: str, details: bool = False) -> Renderable
         parts += [Text(""), refusals_table(refused)]
     if morning.left_out:
         parts += [Text(""), left_out_table(morning.left_out)]
+    if morning.stopped_early:
+        parts += [Text(""), stopped_table(morning.stopped_early)]
     if morning.failures:
         parts += [Text(""), failures_table(morning.failures)]
     return Group(*parts)
@@ -79,6 +85,8 @@ def _headline(morning: Morning, title: str) -> Text:
     text.append(f"  {morning.num_done} of {morning.num_cells} cells scored", style="default")
     if morning.num_open:
         text.append(f", {morning.num_open} open", style="bold yellow")
+    if morning.stopped_early:
+        text.append(f", {len(morning.stopped_early)} stopped early", style="bold yellow")
     if morning.failures:
         text.append(f", {len(morning.failures)} failed", style="bold red")
     counts = ", ".join(
@@ -114,10 +122,12 @@ def gains_table(report: BaseReport) -> RenderableType:
     table = _table(f"Gains over {report.base}")
     ranked = [one for one in standings(report) if one.adapter in report.gains]
     shown = [one.adapter for one in ranked[:MAX_ADAPTERS]]
-    longest = max((len(clean(name)) for name in shown), default=0)
+    longest = max(len(clean(name)) for name in (BASELINE, *shown))
     table.add_column("adapter", min_width=min(longest, MIN_NAME_COLUMNS), overflow="fold")
     for column in columns:
         table.add_column(Text(f"{clean(column.task)}\n{column_label(column)}"), justify="right")
+    values = [_baseline_cell(report, column, with_intervals) for column in columns]
+    table.add_row(Text(BASELINE, style="italic"), *values)
     for adapter in shown:
         by_column = report.gains[adapter]
         cells = [_gain_cell(by_column.get(column), with_intervals) for column in columns]
@@ -142,6 +152,19 @@ def _shown_columns(report: BaseReport) -> tuple[Column, ...]:
     )
 
 
+def _baseline_cell(report: BaseReport, column: Column, with_interval: bool) -> Text:
+    score = report.baseline.get(column)
+    if score is None or score.value is None:
+        return Text("–", style="dim")
+    text = f"{score.value:.4g}  "  # as far to the left as a gain with its mark
+    rows = [rows[column] for rows in report.gains.values() if column in rows]
+    ends = [(row["baseline_low"], row["baseline_high"]) for row in rows]
+    known = next(((low, high) for low, high in ends if low is not None and high is not None), None)
+    if with_interval and known is not None:
+        text += f"\n[{known[0]:.3g}, {known[1]:.3g}]"
+    return Text(text, style="italic")
+
+
 def _gain_cell(row: Row | None, with_interval: bool) -> Text:
     if row is None:
         return Text("–", style="dim")
@@ -155,14 +178,25 @@ def _gain_cell(row: Row | None, with_interval: bool) -> Text:
     return Text(text, style=style)
 
 
-def details_table(rows: Iterable[Row], title: str = "All gains") -> Table:
-    """Return every gain with its numbers."""
+def details_table(
+    rows: Iterable[Row], title: str = "All gains", sides: tuple[str, str] = ("baseline", "adapter")
+) -> Table:
+    """Return every gain with its numbers.
+
+    Args:
+        rows: Rows of the gains table.
+        title: What they are.
+        sides: What the two values are called.
+    """
+    rows = list(rows)
+    # Who it is stands in the title where it is one alone.
+    is_alone = sides != ("baseline", "adapter") and len({row["adapter"] for row in rows}) == 1
     table = _table(title)
-    for name in ("adapter", "task", "metric"):
-        table.add_column(name)
-    for name in ("baseline", "adapter", "gain", "95 % interval", "p", "corrected p", "n"):
-        table.add_column(name, justify="right")
-    table.add_column("smallest detectable", justify="right")
+    for name in ("task", "metric") if is_alone else ("adapter", "task", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in (*sides, "gain", _interval_name(rows), "p", "corrected p", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("smallest\ndetectable", justify="right")
     table.add_column("verdict")
     for row in rows:
         verdict = str(row["verdict"])
@@ -170,10 +204,11 @@ def details_table(rows: Iterable[Row], title: str = "All gains") -> Table:
         numbers = [_number(row[key]) for key in ("baseline_value", "adapter_value", "gain")]
         p_values = [_number(row[key]) for key in ("p", "p_corrected")]
         reason = f": {clean(row['reason'])}" if row["reason"] else ""
+        suffix = "" if row["filter"] == "none" else f",{row['filter']}"
         table.add_row(
-            Text(clean(row["adapter"])),
+            *(() if is_alone else (Text(clean(row["adapter"])),)),
             Text(clean(row["task"])),
-            Text(clean(f"{row['metric']},{row['filter']}")),
+            Text(clean(row["metric"] + suffix)),
             *numbers,
             Text(interval),
             *p_values,
@@ -182,6 +217,11 @@ def details_table(rows: Iterable[Row], title: str = "All gains") -> Table:
             Text(verdict + reason, style=STYLES.get(verdict, "")),
         )
     return table
+
+
+def _interval_name(rows: Sequence[Row]) -> str:
+    levels = {1 - row["alpha"] for row in rows}
+    return f"{100 * min(levels):g} % interval" if len(levels) == 1 else "interval"
 
 
 def refusals_table(rows: Iterable[Row]) -> RenderableType:
@@ -215,6 +255,18 @@ def left_out_table(rows: Iterable[Row]) -> Table:
         table.add_column(name, overflow="fold")
     for subject, names in tasks.items():
         table.add_row(Text(clean(subject)), Text(clean(", ".join(names))))
+    return table
+
+
+def stopped_table(rows: Iterable[Row]) -> Table:
+    """Return what was stopped as hopeless, and by what; it has no score and no gain."""
+    table = _table(
+        "Stopped early, and not scored: the gain waited for is ruled out", style="yellow"
+    )
+    for name in ("subject", "task", "why"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(row[name])) for name in ("subject", "task", "message")))
     return table
 
 
@@ -253,7 +305,7 @@ def _table(title: str, style: str = "") -> Table:
 def _legend() -> Text:
     return Text(
         "▲ gain, ▼ loss (significant after correction for all comparisons), ≈ equivalent, "
-        "· inconclusive, ✗ refused; [interval of the paired difference]",
+        "· inconclusive, ✗ refused; [interval of the difference, or the baseline]",
         style="dim",
     )
 

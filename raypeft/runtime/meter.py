@@ -1,7 +1,7 @@
 """Counts what a run does: for the progress line, the summary and the journal."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raypeft.core.events import (
     CellScored,
@@ -64,7 +64,10 @@ class Outcome:
 
     Attributes:
         done: Keys of cells with results, those done before among them.
-        failed: Why the others have none, by key.
+        failed: Why others have none, by key.
+        left_out: Why the deadline left out others, by key.
+        stopped_early: Why others were stopped as hopeless, by key.
+        not_looked_at: Why cells that were to be looked at could not be, by key.
         num_units: Units that were open when the run began.
         num_attempts: Attempts that were begun.
         num_slots_started: Slots that were started.
@@ -75,12 +78,15 @@ class Outcome:
 
     done: tuple[str, ...]
     failed: Mapping[str, Failure]
+    left_out: Mapping[str, str]
+    stopped_early: Mapping[str, str]
     num_units: int
     num_attempts: int
     num_slots_started: int
     seconds: float
     busy_seconds: float
     loading_seconds: float
+    not_looked_at: Mapping[str, str] = field(default_factory=dict)
 
 
 class Meter:
@@ -134,9 +140,16 @@ class Meter:
     def outcome(self, state: State, now_seconds: float) -> Outcome:
         """Return how the run ended."""
         done = (cell for cell, phase in state.cells.items() if phase is CellPhase.DONE)
+        early = {
+            cell: why
+            for cell, why in state.left_out.items()
+            if state.cells[cell] is CellPhase.STOPPED_EARLY
+        }
         return Outcome(
             done=tuple(done),
             failed=dict(state.failures),
+            left_out={cell: why for cell, why in state.left_out.items() if cell not in early},
+            stopped_early=early,
             num_units=len(state.units),
             num_attempts=sum(tally.started for tally in state.tallies.values()),
             num_slots_started=self._num_slots_started,

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from raypeft.core.events import SlotFailed, SlotLost, SlotPlaced, SlotReady, UnitFailed
+from raypeft.core.events import (
+    CapacityChanged,
+    Heartbeat,
+    NodeDraining,
+    SlotFailed,
+    SlotLost,
+    SlotPlaced,
+    SlotReady,
+    UnitFailed,
+)
 from raypeft.core.plan import Cell, Unit
 from raypeft.core.records import (
     Answer,
@@ -86,6 +95,9 @@ PoolEvent: TypeAlias = (
     | SlotReady
     | SlotFailed
     | SlotLost
+    | Heartbeat
+    | NodeDraining
+    | CapacityChanged
     | UnitAnswered
     | UnitFailed
     | CallDone
@@ -106,6 +118,10 @@ class Pool(Protocol):
         - After `SlotFailed`, `SlotLost` and `stop_slot` a slot is gone with its memory, and no
           event speaks of it again.
         - What is shared reaches a slot once, however many units want it.
+        - Slots of one base are on one kind of hardware, unless the pool was told otherwise; one
+          that is not is replaced before it is ready.
+        - A parallel pool tells how far slots are with attempts that take long (`Heartbeat`), and of
+          nodes that go (`NodeDraining`, by the name in `SlotReady`) or come (`CapacityChanged`).
         - An adapter that is offered, and whose content the node of a slot lacks, is brought there;
           one that is there is not touched. If it cannot be brought, that is its subjects' failure.
     """
@@ -196,6 +212,10 @@ class Sink(Protocol):
 
     def load_answers(self, cell: Cell) -> Sequence[Answer]:
         """Return a cell's answers of all shards, by index."""
+        ...
+
+    def load_shard(self, cell: Cell, index: int) -> Sequence[Answer]:
+        """Return a cell's answers of one shard."""
         ...
 
     def scored(self, cell: Cell, scored: Scored) -> None:

@@ -42,6 +42,10 @@ class WatchedSink:
         """Return a cell's answers."""
         return self._sink.load_answers(cell)
 
+    def load_shard(self, cell: Cell, index: int) -> Sequence[Answer]:
+        """Return a cell's answers of one shard."""
+        return self._sink.load_shard(cell, index)
+
     def scored(self, cell: Cell, scored: Scored) -> None:
         """Store a cell's results."""
         self._sink.scored(cell, scored)

@@ -5,8 +5,10 @@ where they run and not where they are submitted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from raypeft.core.document_shards import answers_to, documents_of_shard, shard_of_documents
+from raypeft.core.interim import ShardValues, values_of
 from raypeft.core.records import (
     Answer,
     EngineSpec,
@@ -82,3 +84,31 @@ def score(
     from raypeft.harness.score import score as score_answers
 
     return score_answers(request_set, answers, include_path=include_path)
+
+
+def look(
+    request_set: RequestSet,
+    shard_index: int,
+    shard_count: int,
+    answers: Sequence[Answer],
+    metric: str,
+    include_path: Sequence[str],
+) -> ShardValues:
+    """Score one shard of one cell, cut by documents, for a look at it.
+
+    Args:
+        request_set: The whole one, with its documents.
+        shard_index: Which shard.
+        shard_count: Of how many.
+        answers: To the requests of the shard, others among them or not.
+        metric: See `raypeft.core.interim.LookSettings`.
+        include_path: Folders with own task files.
+    """
+    from raypeft.harness.score import score as score_answers
+
+    shard = shard_of_documents(request_set, shard_index, shard_count)
+    # No standard error is wanted of a part, and lm-eval takes its time for some.
+    settings = replace(shard.settings, bootstrap_iters=0)
+    shard = replace(shard, settings=settings)
+    scored = score_answers(shard, answers_to(shard, answers), include_path=include_path)
+    return values_of(scored, documents_of_shard(request_set, shard_index, shard_count), metric)

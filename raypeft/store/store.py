@@ -261,6 +261,21 @@ class Store:
             )
         return answers, tuple(facts for _, facts in present)
 
+    def get_shard(self, cell: str, index: int, shard_count: int) -> list[Answer]:
+        """Return a cell's answers of one shard.
+
+        Raises:
+            StoreError: If it is absent or damaged.
+        """
+        shard = self._shard(cell, index, shard_count)
+        if shard is None:
+            raise StoreError(
+                f"{self.place}: answers of cell {cell}",
+                f"shard {index} of {shard_count} is missing or damaged",
+                "run the sweep again to answer it",
+            )
+        return shard[0]
+
     def discard_answers(self, cell: str, shard_count: int) -> None:
         """Set a cell's shards aside, so that they are answered again.
 

@@ -1,20 +1,21 @@
 import math
-from dataclasses import replace
-from typing import Any
+import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypeft.core.certificate import (
+    MOST_SLOPE_ERROR,
+    ROUNDING_NATS,
     TOLERANCE_NATS,
     Certificate,
-    certificate_sets,
     compare,
+    measure_effect,
     why_refused,
 )
 from raypeft.core.records import Answer, Request, RequestType
-from tests.support.plans import make_request_set
 
 
 def choices(doc_id: int, first: int, count: int = 2) -> list[Request]:
@@ -106,43 +107,6 @@ def test_answers_to_other_requests_are_refused() -> None:
         compare(choices(0, 0), logprobs(-1, -2), logprobs(-1))
 
 
-def test_the_sample_is_the_first_documents_of_one_task_for_each_request_type() -> None:
-    large, other = make_request_set("requests0", 20), make_request_set("requests1", 20)
-    (sample,) = certificate_sets([large, other], num_documents=3)
-    assert {request.doc_id for request in sample.requests} == {
-        request.doc_id for request in large.requests[: len(sample.requests)]
-    }
-    assert len({request.doc_id for request in sample.requests}) == 3
-    assert [request.index for request in sample.requests] == list(range(len(sample.requests)))
-    assert [request.arguments for request in sample.requests] == [
-        request.arguments for request in large.requests[: len(sample.requests)]
-    ]
-    assert sample.digest not in (large.digest, other.digest)
-
-
-def test_texts_that_are_sampled_are_compared_greedily() -> None:
-    sampled = {
-        "until": ["."],
-        "do_sample": True,
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "max_gen_toks": 5,
-    }
-    greedy = {"until": ["."], "do_sample": False, "temperature": 0.0, "max_gen_toks": 5}
-    requests = tuple(
-        Request(at, at, 0, 0, "generate_until", (f"context {at}", own))
-        for at, own in enumerate([sampled, greedy, {"until": ["."]}])
-    )
-    whole = replace(make_request_set("requests0", 3), requests=requests)
-
-    (sample,) = certificate_sets([whole], num_documents=3)
-
-    asked: list[Any] = [request.arguments[1] for request in sample.requests]
-    assert asked[0] == {"until": ["."], "do_sample": False, "max_gen_toks": 5}
-    assert all(not own.get("do_sample") and not own.get("temperature") for own in asked)
-    assert sample.digest != whole.digest
-
-
 @settings(deadline=None)
 @given(st.lists(st.floats(-50, 0), min_size=2, max_size=20), st.floats(0, 1))
 def test_no_shift_beyond_the_tolerance_gets_through(values: list[float], tolerance: float) -> None:
@@ -151,3 +115,139 @@ def test_no_shift_beyond_the_tolerance_gets_through(values: list[float], toleran
     assert why_refused(
         compare(requests, logprobs(*values), logprobs(*moved)), tolerance_nats=tolerance
     )
+
+
+# --- many small differences -------------------------------------------------------------------
+
+
+def test_a_mean_that_rounding_does_not_reach_is_refused() -> None:
+    hf = [-1.0, -2.0, -3.0, -4.0]
+    found = compare(choices(0, 0, 4), logprobs(*hf), logprobs(*[one - 0.3 for one in hf]))
+    assert "0.3 nats from those of hf in the mean of 4" in why_refused(found, tolerance_nats=0.5)
+    few = compare(choices(0, 0), logprobs(-1, -2), logprobs(-1.3, -2.3))
+    assert why_refused(few, tolerance_nats=0.5) == ""
+
+
+@pytest.mark.parametrize(("num_flips", "is_refused"), [(2, False), (3, True)])
+def test_most_documents_must_choose_alike(num_flips: int, is_refused: bool) -> None:
+    found = Certificate(num_loglikelihoods=8, num_documents=4, num_flips=num_flips)
+    assert ("3 of 4 documents" in why_refused(found, tolerance_nats=0.5)) is is_refused
+
+
+# --- texts ------------------------------------------------------------------------------------
+
+
+def test_special_tokens_that_one_engine_leaves_in_are_not_compared() -> None:
+    hf, vllm = texts("er", "a b"), texts("<|pad|>er", "a<|pad|><|padding|> b")
+    assert compare(generations(2), hf, vllm).num_at_once == 1
+    found = compare(generations(2), hf, vllm, special=("<|pad|>", "<|padding|>", "<|pad"))
+    assert (found.num_diverged, found.num_at_once) == (0, 0)
+
+
+def test_only_a_text_that_was_let_go_on_may_be_longer() -> None:
+    hf, vllm = texts("a b", "a b", ""), texts("a b c", "a b c", "a")
+    found = compare(generations(3), hf, vllm, may_go_on={0, 2})
+    assert (found.num_diverged, found.num_at_once) == (2, 1)
+
+
+# --- an adapter's effect ----------------------------------------------------------------------
+
+BFLOAT16 = ROUNDING_NATS["bfloat16"]
+
+
+def judged(
+    effects: Sequence[float],
+    applied: Sequence[float],
+    *,
+    noise: float,
+    seed: int = 0,
+    rounding: float = BFLOAT16,
+) -> Certificate:
+    """Return the certificate of an adapter with some effects, of which others were applied."""
+    draw = random.Random(seed)
+    count = len(effects)
+    requests = choices(0, 0, count)
+
+    def answered(values: Sequence[float]) -> list[Answer]:
+        return logprobs(*[value + draw.gauss(0, noise) for value in values])
+
+    plain = [-1.0 - at % 7 for at in range(count)]
+    base = answered(plain), answered(plain)
+    adapted = (
+        answered([one + effect for one, effect in zip(plain, effects, strict=True)]),
+        answered([one + effect for one, effect in zip(plain, applied, strict=True)]),
+    )
+    measured = measure_effect(requests, base, adapted, rounding_nats=rounding)
+    assert measured is not None
+    return Certificate(num_loglikelihoods=count, effect_slope=measured[0], effect_error=measured[1])
+
+
+def effects_of(seed: int, count: int = 16, size: float = 0.2) -> list[float]:
+    draw = random.Random(f"adapter {seed}")
+    return [draw.gauss(0, size) for _ in range(count)]
+
+
+SEEDS = list(range(200))
+
+
+def test_an_adapter_that_is_applied_is_never_refused_for_the_noise_of_16_bits() -> None:
+    for seed in SEEDS:
+        own = effects_of(seed)
+        rightly = judged(own, own, noise=0.02, seed=seed)
+        assert rightly.tells_effect, seed
+        assert why_refused(rightly, tolerance_nats=0.5) == "", seed
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.6, -1.0])
+def test_an_adapter_that_is_applied_in_part_is_refused_though_no_answer_lies_far_away(
+    share: float,
+) -> None:
+    for seed in SEEDS:
+        own = effects_of(seed)
+        wrongly = judged(own, [share * one for one in own], noise=0.02, seed=seed)
+        assert "times the effect" in why_refused(wrongly, tolerance_nats=0.5), (share, seed)
+
+
+def test_the_weights_of_another_adapter_are_refused() -> None:
+    refused = [
+        why_refused(
+            judged(effects_of(seed, 24), effects_of(-seed - 1, 24), noise=0.02, seed=seed),
+            tolerance_nats=0.5,
+        )
+        for seed in SEEDS
+    ]
+    # By chance two adapters may do nearly the same to so few requests.
+    assert sum(map(bool, refused)) >= 0.97 * len(SEEDS)
+
+
+def test_in_32_bits_a_thousandth_of_a_nat_is_an_effect() -> None:
+    own = effects_of(1, size=1e-3)
+    rounding = ROUNDING_NATS["float32"]
+    assert judged(own, own, noise=1e-6, rounding=rounding).tells_effect
+    half = judged(own, [one / 2 for one in own], noise=1e-6, rounding=rounding)
+    assert "0.50 times" in why_refused(half, tolerance_nats=2e-3)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 0.02), st.sampled_from([0.0, 0.5, 1.0]))
+def test_an_effect_within_the_noise_tells_nothing(seed: int, size: float, share: float) -> None:
+    own = effects_of(seed, 8, size)
+    found = judged(own, [share * one for one in own], noise=0.05, seed=seed)
+    assert found.effect_error > MOST_SLOPE_ERROR
+    assert why_refused(found, tolerance_nats=0.5) == ""
+
+
+def test_engines_that_agree_on_the_base_to_the_bit_are_not_taken_to_be_without_noise() -> None:
+    exact = judged([0.02] * 4, [0.015] * 4, noise=0.0)
+    assert exact.effect_error > 0.2
+    assert why_refused(exact, tolerance_nats=0.5) == ""
+
+
+def test_without_log_likelihoods_or_without_effect_there_is_no_slope() -> None:
+    nothing = texts("a")
+    pairs = (nothing, nothing)
+    assert measure_effect(generations(1), pairs, pairs, rounding_nats=1e-5) is None
+    same = logprobs(-1, -2)
+    assert measure_effect(choices(0, 0), (same, same), (same, same), rounding_nats=1e-5) is None
+    broken = logprobs(math.nan, math.inf)
+    assert measure_effect(choices(0, 0), (same, same), (same, broken), rounding_nats=1.0) is None

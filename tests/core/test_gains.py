@@ -140,6 +140,22 @@ def test_a_larger_family_makes_gains_harder_to_detect() -> None:
     assert many[0].p == one[0].p
 
 
+def test_rows_that_early_stopping_took_from_a_family_count_as_tested() -> None:
+    baseline, ones = make_cell(bits(60, 20)), {"a": 31, "b": 35}
+    adapters = [make_cell(bits(60, n), adapter=name) for name, n in ones.items()]
+    family = ("base", "acc", "none")
+    settings = replace(QUICK, untested={family: 6, ("base", "f", "none"): 9})
+    gains = compute_gains([baseline], adapters, settings=settings)
+    raw = [gain.p or 0.0 for gain in gains]
+    assert [gain.p_corrected for gain in gains] == list(holm([*raw, *[1.0] * 6])[:2])
+    rates = stats.false_discovery_control([*raw, *[1.0] * 6])[:2]
+    assert [gain.q for gain in gains] == pytest.approx(list(rates))
+    assert {(gain.family_size, gain.correction) for gain in gains} == {(8, "Holm")}
+    usual = compute_gains([baseline], adapters, settings=QUICK)
+    for fewer, more in zip(usual, gains, strict=True):
+        assert (fewer.smallest_detectable_gain or 0) < (more.smallest_detectable_gain or 0)
+
+
 def test_what_cannot_be_swapped_as_often_is_corrected_by_holm_and_says_so() -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(size=(3, 30)).tolist()

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from raypeft.core.identity import (
     canonical,
     cell_key,
+    cell_numerics,
     digest,
     freeze_key,
     request_set_digest,
     score_key,
 )
-from raypeft.core.records import Document, EvaluationSettings, Json, Request
+from raypeft.core.records import Document, EngineSpec, EvaluationSettings, Json, Request, Subject
 
 RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -115,6 +116,12 @@ def test_whatever_can_change_a_score_changes_the_request_sets_digest(
 )
 def test_whatever_can_change_an_answer_changes_the_cells_key(changes: dict[str, Json]) -> None:
     assert key_of_cell(**changes) != key_of_cell()
+
+
+def test_a_baseline_that_is_answered_again_has_answers_of_its_own() -> None:
+    engine = EngineSpec(kind="hf", base="b", base_digest="b", dtype="float32")
+    once, again = Subject(id="b", base="b"), Subject(id="b@again", base="b", again=True)
+    assert cell_numerics(engine, again) == cell_numerics(engine, once) | {"again": True}
 
 
 @pytest.mark.parametrize(

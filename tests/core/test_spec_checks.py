@@ -89,6 +89,15 @@ def test_options_are_for_the_fake_engine() -> None:
     assert made.engine.options == {"a": 1}
 
 
+def test_each_node_gives_the_same_number_of_gpus() -> None:
+    hardware = {"tensor_parallel": 8, "gpus_per_node": 3}
+    found = problems(engine={"kind": "vllm"}, hardware=hardware)
+    assert "3 does not divide tensor_parallel, which is 8" in found["hardware.gpus_per_node"]
+    make_sweep(
+        {**MINIMAL, "engine": {"kind": "vllm"}, "hardware": {**hardware, "gpus_per_node": 4}}
+    )
+
+
 def test_tensor_parallel_needs_vllm() -> None:
     found = problems(hardware={"tensor_parallel": 2})
     assert "2 needs the vllm engine" in found["hardware.tensor_parallel"]

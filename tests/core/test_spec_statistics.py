@@ -27,6 +27,30 @@ def test_margins_are_numbers_or_shares_by_metric() -> None:
     assert found == {"acc": Margin(0.01), "word_perplexity": Margin(0.02, is_relative=True)}
 
 
+def test_early_stopping_is_off_and_a_word_turns_it_on() -> None:
+    assert make_sweep(MINIMAL).statistics.early_stopping is None
+    found = sweep(early_stopping={}).statistics.early_stopping
+    assert found is not None
+    assert (found.metric, found.least_gain, found.alpha, found.looks) == ("", 0.0, 0.05, 8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        ({"alpha": 0}, "alpha"),
+        ({"least_gain": 1.0}, "least_gain"),
+        ({"looks": 1}, "looks"),
+        ({"metric": "acc,"}, "metric"),
+        ({"bound": "hoeffding"}, "bound"),
+    ],
+)
+def test_early_stopping_that_makes_no_sense_is_refused_by_its_place(
+    setting: dict[str, object], place: str
+) -> None:
+    with pytest.raises(SpecError, match=f"statistics.early_stopping.{place}"):
+        sweep(early_stopping=setting)
+
+
 def test_what_is_set_comes_back_from_the_written_sweep() -> None:
     made = make_sweep(
         MINIMAL

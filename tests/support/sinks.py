@@ -46,6 +46,9 @@ class MemorySink:
         parts = (self.stored[cell.key, index] for index in range(cell.shards))
         return sorted((answer for part in parts for answer in part), key=lambda a: a.index)
 
+    def load_shard(self, cell: Cell, index: int) -> Sequence[Answer]:
+        return self.stored[cell.key, index]
+
     def scored(self, cell: Cell, scored: Scored) -> None:
         assert cell.key not in self.results
         self.results[cell.key] = scored
