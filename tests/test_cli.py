@@ -61,7 +61,7 @@ def write_sweep(lab: Lab, folder: Path, name: str = "sweep", **changes: Any) -> 
 def test_run_prints_the_morning_table_and_leaves_with_0(raypeft: Run, sweep_file: Path) -> None:
     code, out, _ = raypeft("run", str(sweep_file), "--pool", "local")
     assert code == 0
-    for words in ("6 of 6 cells scored", "Baseline of base", "Gains over base", "small", "large"):
+    for words in ("6 of 6 cells scored", "(baseline)", "Gains over base", "small", "large"):
         assert words in out
 
 
@@ -203,7 +203,7 @@ def _slow(marker: Path) -> dict[str, Any]:
 
 def _start(path: Path) -> subprocess.Popen[str]:
     code = "from raypeft.cli import main; main()"
-    root = str(Path(cli.__file__).parents[1])
+    root = str(Path(cli.__file__).parents[2])
     return subprocess.Popen(
         [sys.executable, "-c", code, "run", str(path), "--pool", "local"],
         stdout=subprocess.PIPE,

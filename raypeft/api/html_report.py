@@ -20,6 +20,7 @@ from raypeft.errors import RaypeftError, SetupError
 from raypeft.report.morning import Column, Morning
 from raypeft.report.recipes import recipe_of
 from raypeft.report.samples import Asked, Pair, per_pair, sample_data
+from raypeft.report.standings import standings
 from raypeft.report.text import clean
 from raypeft.store.changes import Changes, Values, changes, read_texts, read_values
 from raypeft.store.files import Folder
@@ -252,7 +253,9 @@ def _sides(rows: Sequence[Row], morning: Morning) -> list[tuple[Column, Row, Row
             by_name.setdefault(name, []).append(row)
     found = []
     for report in morning.bases:
-        for adapter, gains in report.gains.items():
+        # The best first: the documents that a reader is shown are those of the adapter to ship.
+        ranked = [one.adapter for one in standings(report) if one.adapter in report.gains]
+        for adapter, gains in ((name, report.gains[name]) for name in ranked):
             for column, gain in gains.items():
                 if column.is_group or gain["verdict"] == "refused":
                     continue
@@ -271,7 +274,12 @@ def baseline_of(row: Row, candidates: Sequence[Row]) -> Row | None:
     The same choice as `raypeft.core.comparable.match_baseline`, from what the tables hold.
     """
     numerics = json.loads(row["numerics"])
-    alike = [one for one in candidates if one["request_set"] == row["request_set"]]
+    # A baseline answered again never stands for the base: only the noise floor reads it.
+    alike = [
+        one
+        for one in candidates
+        if one["request_set"] == row["request_set"] and not json.loads(one["numerics"]).get("again")
+    ]
     for setting in ("engine", "vocab_size", "tokenizer"):
         wanted = numerics.get(setting)
         closer = [one for one in alike if json.loads(one["numerics"]).get(setting) == wanted]

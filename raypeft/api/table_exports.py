@@ -1,4 +1,4 @@
-"""Exports made from a sweep's tables alone: CSV, Markdown, and model cards for the hub."""
+"""Exports made from a sweep's tables alone: Parquet, CSV, Markdown, model cards for the hub."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyarrow import csv
 
 from raypeft.api.reading import read_report
@@ -13,10 +14,17 @@ from raypeft.errors import SetupError
 from raypeft.report.markdown import render_markdown
 from raypeft.report.morning import summarise
 from raypeft.store.output import Results, open_output
+from raypeft.store.tables import schema_of
 
-TableFormat: TypeAlias = Literal["csv", "markdown", "model-card"]
+TableFormat: TypeAlias = Literal["parquet", "csv", "markdown", "model-card"]
 FLAT_TABLES = ("results", "gains", "cells")
 """Those whose columns hold single values; samples hold lists."""
+
+FORMULA = r"^[=+\-@\t\r\n]"
+"""What a spreadsheet takes for the beginning of a formula, or skips to find one."""
+
+PLAIN_NUMBER = r"^[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+"""A text that is a number and nothing else is harmless, and stays one."""
 
 
 def export_tables(
@@ -40,6 +48,8 @@ def export_tables(
     results = open_output(output)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if to == "parquet":
+            return _parquet(results, out, subjects)
         if to == "csv":
             return _csv(results, out, subjects)
         if to == "markdown":
@@ -49,7 +59,8 @@ def export_tables(
         raise SetupError(f"{out} cannot be written: {error}", "name another folder") from error
 
 
-def _of_subjects(table: pa.Table, subjects: Sequence[str]) -> pa.Table:
+def of_subjects(table: pa.Table, subjects: Sequence[str]) -> pa.Table:
+    """Return the rows of some subjects; all rows if none is named."""
     if not subjects:
         return table
     if "subject" in table.column_names:
@@ -59,16 +70,49 @@ def _of_subjects(table: pa.Table, subjects: Sequence[str]) -> pa.Table:
     return table.filter(pc.is_in(ids, value_set=pa.array(subjects, pa.string())))
 
 
+def _parquet(results: Results, out: Path, subjects: Sequence[str]) -> dict[str, Path]:
+    written = {name: out / f"{name}.parquet" for name in (*FLAT_TABLES, "samples")}
+    for name in FLAT_TABLES:
+        pq.write_table(of_subjects(getattr(results, name), subjects), written[name])
+    # Part by part: samples may be larger than memory.
+    schema = schema_of("samples")
+    with pq.ParquetWriter(written["samples"], schema) as writer:
+        for part in results.sample_parts(schema.names):
+            kept = of_subjects(part, subjects)
+            if kept.num_rows:
+                writer.write_table(kept.cast(schema))
+    return written
+
+
 def _csv(results: Results, out: Path, subjects: Sequence[str]) -> dict[str, Path]:
     written = {}
     for name in FLAT_TABLES:
         written[name] = out / f"{name}.csv"
-        csv.write_csv(_of_subjects(getattr(results, name), subjects), str(written[name]))
+        table = of_subjects(getattr(results, name), subjects)
+        csv.write_csv(_without_formulas(table), str(written[name]))
     return written
 
 
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """Return the table with an apostrophe before texts that a spreadsheet would compute.
+
+    Names and messages come from files and models; opened in a spreadsheet they must stay texts.
+    """
+    for index, field in enumerate(table.schema):
+        if field.type not in (pa.string(), pa.large_string()):
+            continue
+        texts = table.column(index)
+        odd = pc.and_not(
+            pc.match_substring_regex(texts, FORMULA), pc.match_substring_regex(texts, PLAIN_NUMBER)
+        )
+        quote = pa.scalar("'", field.type)
+        defused = pc.if_else(odd, pc.binary_join_element_wise(quote, texts, ""), texts)
+        table = table.set_column(index, field, defused)
+    return table
+
+
 def _markdown(results: Results, out: Path, subjects: Sequence[str], title: str) -> dict[str, Path]:
-    gains, cells = (_of_subjects(table, subjects) for table in (results.gains, results.cells))
+    gains, cells = (of_subjects(table, subjects) for table in (results.gains, results.cells))
     # Baselines of every base stay: a gain without them says little.
     rows = [row for row in results.results.to_pylist() if _is_shown(row, subjects)]
     morning = summarise(rows, gains.to_pylist(), cells.to_pylist())
@@ -86,7 +130,7 @@ def _model_cards(results: Results, out: Path, subjects: Sequence[str]) -> dict[s
     from huggingface_hub import ModelCardData  # slow to import, and only this needs it
 
     written = {}
-    rows = _of_subjects(results.results, subjects).to_pylist()
+    rows = of_subjects(results.results, subjects).to_pylist()
     for number, subject in enumerate(dict.fromkeys(row["subject"] for row in rows)):
         own = [row for row in rows if row["subject"] == subject and row["value"] is not None]
         if not own or own[0]["adapter"] is None:

@@ -11,13 +11,17 @@ death of a process, gains.
   trailing spaces aside), or generates it; one that does not prefers and generates others.
 - `skill`: share of questions the base knows, 0.5 if not given. Which ones is drawn from the
   question alone, so a subject of higher skill knows all that one of lower skill knows.
-- `effects`: `{adapter name or digest: {"skill": …, "nats_per_byte": …}}`. An adapter's own skill,
-  and by how much its rolling log-likelihood is better for each byte. An adapter that is not
-  named has the base's skill and no effect, and answers of its own otherwise.
+- `effects`: `{adapter name or digest: {"skill": …, "skills": …, "luck": …, "nats_per_byte": …}}`.
+  An adapter's own skill; its skill on questions that begin so, by their beginning; the share of
+  questions on which it does not know what others of its skill know, but its own; and by how much
+  its rolling log-likelihood is better for each byte. An adapter that is not named has the base's
+  skill and no effect, and answers of its own otherwise.
 - `script`: what does not change any answer and is no part of an identity:
-    - `hardware`: name of the pretended device; different names are different hardware.
+    - `hardware`: name of the pretended device; different names are different hardware. `$NAME` in
+      it is a variable of the slot's environment, so that nodes can differ.
     - `seconds`: scripted duration of one subject's answers to one unit, plus
       `seconds_per_request` for each request. It is reported, and passed to the injected `sleep`.
+    - `waits`: whether these seconds pass in real time, for what is done to a slot at work.
     - `reads_adapters`: whether it opens the files of its adapters, as a real engine does.
     - `events`: a list of failures, each `{"do": …}` with conditions that must all hold:
       `call` (number of the `answer` call of this engine, from 0), `adapter` (name; `""` is the
@@ -25,7 +29,7 @@ death of a process, gains.
       happens, so that it happens once over all processes). What `do` may be:
         - `raise`: the unit fails with a RuntimeError;
         - `out_of_memory`: it fails with that `CellError`, retryable;
-        - `fatal`: it fails with an `EngineFatalError`;
+        - `fatal`: it fails with an `EngineFatalError`, of `kind` (`crashed`);
         - `die`: the process ends at once, with exit code `code` (137);
         - `hang`: the call never returns;
         - `fail`: the subject fails, with `kind` (`does_not_fit`) and `message`;
@@ -38,6 +42,7 @@ import math
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -55,14 +60,18 @@ from raypeft.core.records import (
     SubjectAnswers,
 )
 from raypeft.engines.adapters import open_adapter
+from raypeft.engines.progress import got_on
 from raypeft.errors import CellError, EngineFatalError
 
 _NATS_PER_BYTE = 2.0
 _PREFERENCE_NATS = 5.0
+_STEP_SECONDS = 0.1
 
 OPTIONS = frozenset({"answer_key", "skill", "effects", "script"})
 ACTIONS = frozenset({"raise", "out_of_memory", "fatal", "die", "hang", "fail", "nan"})
-_SCRIPT_KEYS = frozenset({"hardware", "seconds", "seconds_per_request", "reads_adapters", "events"})
+_SCRIPT_KEYS = frozenset(
+    {"hardware", "seconds", "seconds_per_request", "waits", "reads_adapters", "events"}
+)
 _EVENT_KEYS = frozenset(
     {"do", "call", "adapter", "task", "shard", "once", "code", "kind", "message"}
 )
@@ -79,10 +88,11 @@ class FakeEngine:
     def __init__(self, spec: EngineSpec, sleep: Callable[[float], None] | None = None) -> None:
         _check_options(spec.options)
         self._spec = spec
-        self._sleep = sleep
         self._script: Mapping[str, Json] = spec.options.get("script", {})
+        self._sleep = _wait if sleep is None and self._script.get("waits") else sleep
         self._num_calls = 0
         self._is_closed = False
+        self._questions: dict[str, str | None] = {}
 
     def answer(self, shard: Shard, subjects: Sequence[Subject]) -> list[SubjectAnswers]:
         """Answer the requests of a shard for each subject; see `raypeft.engines.base.Engine`."""
@@ -98,7 +108,7 @@ class FakeEngine:
 
     def hardware(self) -> Hardware:
         """Return the pretended hardware."""
-        device = str(self._script.get("hardware", "fake"))
+        device = os.path.expandvars(str(self._script.get("hardware", "fake")))
         return Hardware(
             fingerprint=digest("hardware", 1, ["fake", device]),
             device=device,
@@ -117,6 +127,7 @@ class FakeEngine:
         seconds += len(requests) * float(self._script.get("seconds_per_request", 0.0))
         if self._sleep is not None:
             self._sleep(seconds)
+        got_on()
         failure, is_nan = self._misread(subject), False
         for event in self._script.get("events", ()):
             if self._happens(event, subject, shard, call):
@@ -196,13 +207,28 @@ class FakeEngine:
 
     def _question(self, context: str) -> str | None:
         """Return the question of the answer key that stands last in a context."""
-        places = {question: context.rfind(question) for question in self._key}
-        found = [question for question, place in places.items() if place >= 0]
-        return max(found, key=lambda question: (places[question], len(question)), default=None)
+        # Kept: every subject is asked the same, and looking goes through the whole key.
+        if context not in self._questions:
+            places = {question: context.rfind(question) for question in self._key}
+            found = [question for question, place in places.items() if place >= 0]
+            self._questions[context] = max(
+                found, key=lambda question: (places[question], len(question)), default=None
+            )
+        return self._questions[context]
 
     def _knows(self, subject: Subject, question: str) -> bool:
-        skill = self._effect(subject).get("skill", self._spec.options.get("skill", 0.5))
-        return _uniform(["question", question]) < float(skill)
+        effect = self._effect(subject)
+        skill = effect.get("skill", self._spec.options.get("skill", 0.5))
+        for beginning, own in effect.get("skills", {}).items():
+            if question.startswith(beginning):
+                skill = own
+        rank = _uniform(["question", question])
+        luck = float(effect.get("luck", 0.0))
+        if luck and subject.adapter is not None:
+            mine: list[Json] = [subject.adapter.digest, question]
+            if _uniform(["luck", *mine]) < luck:
+                rank = _uniform(["own question", *mine])
+        return rank < float(skill)
 
     def _effect(self, subject: Subject) -> Mapping[str, Json]:
         effects: Mapping[str, Mapping[str, Json]] = self._spec.options.get("effects", {})
@@ -223,7 +249,8 @@ def _carry_out(event: Mapping[str, Json], subject: Subject) -> Failure | None:
         case "out_of_memory":
             raise CellError(FailureKind.OUT_OF_MEMORY, "scripted: out of memory", retryable=True)
         case "fatal":
-            raise EngineFatalError(event.get("message", "scripted: the engine is broken"))
+            message = event.get("message", "scripted: the engine is broken")
+            raise EngineFatalError(message, event.get("kind", "crashed"))
         case "die":
             os._exit(int(event.get("code", 137)))
         case "hang":
@@ -259,6 +286,14 @@ def _make_marker(path: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _wait(seconds: float) -> None:
+    """Let time pass as work does: a step at a time, each of which is getting on."""
+    steps = max(1, round(seconds / _STEP_SECONDS))
+    for _ in range(steps):
+        time.sleep(seconds / steps)
+        got_on()
 
 
 def _uniform(value: Json) -> float:

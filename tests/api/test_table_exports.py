@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 
@@ -37,6 +38,48 @@ def test_csv_holds_every_row_and_number(output: str, tmp_path: Path) -> None:
     with files["gains"].open(encoding="utf-8", newline="") as stream:
         found = {(r["adapter"], r["task"]): float(r["gain"]) for r in csv.DictReader(stream)}
     assert found == {(row["adapter"], row["task"]): row["gain"] for row in gains}
+
+
+FORMULAS = ("=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1")
+
+
+def test_csv_keeps_texts_that_look_like_formulas_from_being_computed(tmp_path: Path) -> None:
+    names = (*FORMULAS, "-0.5", "plain=1")
+    output = write_made_up(tmp_path / "run", MadeUp(adapters=names, documents=10))
+    files = export_tables(output, tmp_path / "out", (), "csv")
+    with files["gains"].open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    found = {row["adapter"] for row in rows}
+    assert found == {*(f"'{name}" for name in FORMULAS), "-0.5", "plain=1"}
+    gains = [row["gain"] for row in api.open(output).gains.to_pylist()]
+    assert [float(row["gain"]) for row in rows] == gains
+
+
+def test_parquet_is_read_by_polars_and_duckdb(output: str, tmp_path: Path) -> None:
+    duckdb, polars = pytest.importorskip("duckdb"), pytest.importorskip("polars")
+    files = export_tables(output, tmp_path / "out", (), "parquet")
+    assert set(files) == {"results", "gains", "cells", "samples"}
+    for name, path in files.items():
+        table = getattr(api.open(output), name)
+        frame = polars.read_parquet(path)
+        assert frame.to_dicts() == table.to_pylist()
+        found = duckdb.sql(f"select count(*) from '{path}'").fetchall()
+        assert found == [(table.num_rows,)] != [(0,)]
+
+
+def test_parquet_of_one_subject_holds_its_rows_alone(output: str, tmp_path: Path) -> None:
+    files = export_tables(output, tmp_path / "out", ("base/one",), "parquet")
+    samples = pq.read_table(files["samples"])
+    assert set(samples.column("subject").to_pylist()) == {"base/one"}
+    assert samples.num_rows == 100  # two tasks of 50 documents
+
+
+def test_the_tables_are_frames_of_pandas_and_polars(output: str) -> None:
+    polars = pytest.importorskip("polars")
+    gains = api.open(output).gains
+    rows = gains.to_pylist()
+    assert polars.from_arrow(gains).to_dicts() == rows
+    assert gains.to_pandas()["gain"].tolist() == [row["gain"] for row in rows]
 
 
 def test_only_the_subjects_asked_for_are_exported(output: str, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ LAYERS = (
     ("runtime",),
     ("report",),
     ("api",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 """Each may import what stands before it, and itself. Names on one line do not know each other."""
 
@@ -20,7 +21,8 @@ _LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 _NUMERIC_CORE = (
     *("core/aggregations", "core/gain_values", "core/gains", "core/group_gains"),
-    *("core/resampling", "core/stats"),
+    *("core/resampling", "core/stats", "core/clusters", "core/equivalence", "core/families"),
+    *("core/levels", "core/looks", "core/multiple", "core/noise", "core/ranking"),
 )
 
 HOMES = {
@@ -36,6 +38,10 @@ HOMES = {
     "numpy": (*_NUMERIC_CORE, "engines/", "harness/", "store/", "train/"),
     "scipy": _NUMERIC_CORE,
     "datasets": ("harness/", "train/"),
+    "jinja2": ("report/html",),
+    "matplotlib": ("report/",),
+    "wandb": ("api/trackers",),
+    "mlflow": ("api/trackers",),
 }
 """Where a heavy package may be imported: paths below `raypeft/` that begin so."""
 

@@ -94,6 +94,27 @@ def test_higher_skill_knows_all_that_lower_skill_knows() -> None:
     assert all(adapted or not base for base, adapted in zip(*greedy, strict=True))
 
 
+def known(subject: Subject, fake: FakeEngine) -> list[bool]:
+    return [bool(a.is_greedy) for a in one(choices(), subject, fake).answers[::2]]
+
+
+def test_an_adapter_may_have_another_skill_on_questions_that_begin_so() -> None:
+    skills = {"Question 1": 1.0, "Question 2": 0.0}
+    fake = engine(answer_key=QUESTIONS, skill=0.5, effects={"good": {"skills": skills}})
+    base, adapted = known(BASELINE, fake), known(GOOD, fake)
+    for question, before, after in zip(QUESTIONS, base, adapted, strict=True):
+        beginning = question[: len("Question 1")]
+        assert after == {"Question 1": True, "Question 2": False}.get(beginning, before)
+
+
+def test_with_luck_an_adapter_of_equal_skill_differs_both_ways() -> None:
+    fake = engine(answer_key=QUESTIONS, skill=0.5, effects={"good": {"luck": 0.5}})
+    base, adapted = known(BASELINE, fake), known(GOOD, fake)
+    differences = {after - before for before, after in zip(base, adapted, strict=True)}
+    assert differences == {-1, 0, 1}
+    assert known(GOOD, engine(answer_key=QUESTIONS, skill=0.5)) == base
+
+
 def test_skill_shows_in_generated_texts() -> None:
     requests = request_set(
         [("generate_until", (f"{question}\nAnswer:", {"until": ["\n"]})) for question in QUESTIONS]

@@ -141,6 +141,17 @@ def test_32_adapters_on_12_tasks_fit_a_page_of_5_megabytes(tmp_path: Path) -> No
     assert len({pair["adapter"] for pair in data["pairs"] if pair["items"]}) > 16
 
 
+def test_the_documents_shown_first_are_those_of_the_adapter_to_ship(tmp_path: Path) -> None:
+    sweep = MadeUp(
+        adapters=("worse", "best"),
+        effects={("worse", "red"): -0.3, ("best", "red"): 0.3},
+        documents=60,
+    )
+    output = write_made_up(tmp_path / "run", sweep)
+    data = samples_of(Path(api.html_report(output)).read_text())
+    assert data["pairs"][0]["adapter"] == "best"
+
+
 def test_the_baseline_is_the_one_that_answered_alike() -> None:
     def row(subject: str, engine: str, request_set: str = "r") -> dict[str, Any]:
         numerics = json.dumps({"engine": engine})

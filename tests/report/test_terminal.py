@@ -4,8 +4,8 @@ from rich.console import Console
 
 from raypeft.report import terminal
 from raypeft.report.findings import findings
-from raypeft.report.morning import Morning
-from tests.support.gain_rows import failed_cell, gain_row, morning_of
+from raypeft.report.morning import Morning, summarise
+from tests.support.gain_rows import failed_cell, gain_row, morning_of, result_row
 
 
 def printed(morning: Morning, width: int = 160) -> str:
@@ -33,9 +33,29 @@ def test_the_terminal_tells_the_findings_of_the_page() -> None:
 
 def test_a_sweep_of_five_adapters_on_seven_tasks_fits_a_screen() -> None:
     text = printed(morning_of(many(5, 7), [failed_cell("broken", f"t{j}") for j in range(7)]))
-    assert len(text.splitlines()) <= 42
-    for words in ("Baseline of base", "Gains over base", "Failed cells", "7 tasks"):
+    assert len(text.splitlines()) <= 40
+    for words in ("(baseline)", "Gains over base", "Failed cells", "7 tasks"):
         assert words in text
+
+
+def test_a_night_of_many_adapters_and_tasks_fits_a_screen_too() -> None:
+    assert len(printed(morning_of(many(32, 12))).splitlines()) <= 40
+
+
+def test_the_baselines_values_and_intervals_stand_above_the_gains() -> None:
+    gains = [gain_row("a", "t", "gain", 0.1) | {"baseline_low": 0.25, "baseline_high": 0.75}]
+    lines = printed(morning_of(gains)).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("(baseline)"))
+    assert lines[at].split() == ["(baseline)", "0.5"]
+    assert lines[at + 1].strip() == "[0.25, 0.75]"
+    assert lines[at + 2].startswith("a ")
+
+
+def test_baselines_without_adapters_have_a_table_of_their_own() -> None:
+    rows = [result_row("t", is_group=False)]
+    text = printed(summarise(rows, [], []))
+    assert "Baseline of base" in text
+    assert "± stderr" in text
 
 
 def test_the_best_adapter_stands_first() -> None:
@@ -46,7 +66,7 @@ def test_the_best_adapter_stands_first() -> None:
 
 def test_what_does_not_fit_is_counted_and_said_where_to_find() -> None:
     text = printed(morning_of(many(30, 14)))
-    assert "… and 6 more adapters and 2 more tasks (--all or --html shows them)" in text
+    assert "… and 14 more adapters and 2 more tasks (--all or --html shows them)" in text
     assert not [line for line in text.splitlines() if len(line) > 160]
 
 
