@@ -267,18 +267,22 @@ def power(scale: float) -> Iterator[Line]:
         found += gains[0].verdict is Verdict.GAIN
     what = "a gain of detectable size is found"
     yield Line(what, found / trials, trials, 0.8, "=", 0.03)
-    half = detectable / 2
-    pilot = rng.normal(0, 1, (7, 300))
-    pilot[1] += half - (pilot[1] - pilot[0]).mean()
-    documents = compute_gains(*family([pilot]), (), GainSettings())[0].documents_needed or 0
-    found = 0
+    # A pilot's own number of documents is as uncertain as its standard error, so each trial has a
+    # pilot of its own, in which the gain comes out as it is.
+    half, found, asked = detectable / 2, 0, []
     for trial in range(trials):
+        pilot = rng.normal(0, 1, (7, 300))
+        pilot[1] += half - (pilot[1] - pilot[0]).mean()
+        settings = GainSettings(seed=trial, resamples=1_999)
+        documents = compute_gains(*family([pilot]), (), settings)[0].documents_needed or 0
+        asked.append(documents)
         table = rng.normal(0, 1, (7, documents))
         table[1] += half
         gains = compute_gains(*family([table]), (), GainSettings(seed=trial, resamples=499))
         found += gains[0].verdict is Verdict.GAIN
-    what = "a gain of half that size is found with the documents that it needs"
-    yield Line(what, found / trials, trials, 0.8, "=", 0.05, f"{documents} instead of 300")
+    what = "a gain of half that size is found with the documents that a pilot asks for"
+    note = f"{np.median(asked):.0f} instead of 300, in the median"
+    yield Line(what, found / trials, trials, 0.8, "=", 0.03, note)
 
 
 def equivalence(scale: float) -> Iterator[Line]:

@@ -6,8 +6,8 @@ Makes a random base of Llama-3-8B's shape and random LoRA adapters in place, ans
 the lengths that people evaluate with, and writes a record: the machine's two ceilings, the hf
 engine with shared contexts against lm-eval's HFLM and against the floor, its numerics in 16 bits,
 many adapters against a hot-swap loop, the way out of memory, the noise floor, and, where vLLM is
-installed, many adapters in one batch against one after another. `--small` does the same with a
-toy, on any machine: it shows that the script works and no speed.
+installed, many adapters in one batch against one after another and lm-eval's class. `--small` does
+the same with a toy, on any machine: it shows that the script works and no speed.
 
 A measure that fails is a line that says so; the others go on.
 """
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_lm_eval import ALL_LINEAR, Asked, ask_lm_evals_class
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from synthetic import (
@@ -298,12 +299,11 @@ def noise_floor(world: World) -> Lines:
 
 
 def vllm_fused(world: World) -> Lines:
-    """Many adapters in one batch against one after another, and against the base alone."""
+    """Many adapters in one batch against one after another, the base alone, and lm-eval's class."""
     if find_spec("vllm") is None:
         return ["- vLLM is not installed here: not measured"]
     scale = world.scale
-    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    room = LoraRoom(max_rank=64, num_adapters=len(world.adapters), target_modules=modules)
+    room = LoraRoom(max_rank=64, num_adapters=len(world.adapters), target_modules=ALL_LINEAR)
     shapes = (scale.shapes[0], scale.shapes[-1])
     expected = _answers_of_hf(world, shapes)
     engine = build_engine(world.spec(kind="vllm", lora=room, options=dict(scale.vllm)))
@@ -311,7 +311,7 @@ def vllm_fused(world: World) -> Lines:
         "| task | fused s | one by one s | ratio | without adapters s |",
         "|---|---|---|---|---|",
     ]
-    checks = [""]
+    checks, tasks = [""], []
     adapters = world.subjects()[1:]
     for shape, reference in zip(shapes, expected, strict=True):
         # Two equal tasks with different words: neither way finds the other's prefixes in the cache.
@@ -323,9 +323,16 @@ def vllm_fused(world: World) -> Lines:
         base = seconds_of(_answer, engine, fused, world.subjects(0)) * len(adapters)
         ratio = alone / together
         rows.append(f"| {shape.name} | {together:.1f} | {alone:.1f} | {ratio:.1f}× | {base:.1f} |")
-        checks += _beside_hf(shape, fused, reference, _answer(engine, fused, world.subjects(2)))
+        found = _answer(engine, fused, world.subjects(2))
+        checks += _beside_hf(shape, fused, reference, found)
+        warm_up = world.requests(shape, 1)
+        tasks.append(Asked(shape.name, warm_up, fused, together, found[1].answers))
     _close(engine)
-    return rows + checks
+    count = len(world.adapters)
+    own = ask_lm_evals_class(
+        world.base, world.adapters[0], tasks, dtype=scale.dtype, count=count, options=scale.vllm
+    )
+    return [*rows, *checks, "", *own]
 
 
 def _answers_of_hf(world: World, shapes: Sequence[Shape]) -> list[list[SubjectAnswers]]:

@@ -91,11 +91,16 @@ class EngineFatalError(RaypeftError):
 
     Args:
         message: What happened.
+        kind: A `raypeft.core.records.FailureKind` value, as for a `CellError`.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, kind: str = "crashed") -> None:
+        super().__init__(message, kind)
         self.message = message
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class IncomparableError(RaypeftError):

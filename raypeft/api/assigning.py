@@ -44,11 +44,11 @@ class Finding:
     note: str = ""
 
 
-Certified: TypeAlias = Callable[[BaseFacts, str], Finding]
-"""From a base and an adapter's digest (empty: the base alone) to what is known."""
+Certified: TypeAlias = Callable[[Base, BaseFacts, str], Finding]
+"""From a base's entry, what it is, and an adapter's digest (empty: the base) to what is known."""
 
 
-def nothing_known(facts: BaseFacts, adapter_digest: str) -> Finding:
+def nothing_known(base: Base, facts: BaseFacts, adapter_digest: str) -> Finding:
     """Return that nothing is known."""
     return Finding()
 
@@ -98,11 +98,11 @@ def assign_base(
     failures: dict[str, Failure] = {}
     if may_be_vllm(kind, surroundings):
         settings = _settings(sweep, base, facts, surroundings, bool(adapters))
-        why_base = why_base_not_vllm(settings) or certified(facts, "").refused
+        why_base = why_base_not_vllm(settings) or certified(base, facts, "").refused
         if not why_base:
             known, failures = _read(adapters, sizes, facts)
     reasons = {
-        name: _why_not(adapter, known.get(name), facts, certified)
+        name: _why_not(adapter, known.get(name), base, facts, certified)
         for name, adapter in adapters.items()
         if name not in failures
     }
@@ -118,7 +118,7 @@ def assign_base(
     for name, route in routes.items():
         if route.kind == "vllm":
             adapter = adapters.get(name)
-            note = certified(facts, "" if adapter is None else adapter.digest).note
+            note = certified(base, facts, "" if adapter is None else adapter.digest).note
             routes[name] = replace(route, certificate=note)
     return Assigned(
         routes=routes,
@@ -159,12 +159,16 @@ def _read(
 
 
 def _why_not(
-    adapter: Adapter, own: AdapterFacts | None, facts: BaseFacts, certified: Certified
+    adapter: Adapter,
+    own: AdapterFacts | None,
+    base: Base,
+    facts: BaseFacts,
+    certified: Certified,
 ) -> str:
     if own is None:
         return ""  # vLLM does not come into question, or the base is refused as a whole
     reason = why_not_vllm(adapter.config, own, facts.model_type)
-    return reason or certified(facts, adapter.digest).refused
+    return reason or certified(base, facts, adapter.digest).refused
 
 
 def _refusals(found: Assignment, subjects: Iterable[Subject]) -> dict[str, Failure]:

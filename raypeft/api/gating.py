@@ -90,6 +90,7 @@ def gate_output(output: str, policy: Policy | str | Path) -> GateReport:
     subjects = {(r["base"], r["adapter"]): r["subject"] for r in cells if r["adapter"] is not None}
     judged = [key for key in subjects if is_judged(policy, key[1])]
     _check_names(policy, {row["task"] for row in (*rows, *cells)}, judged, subjects)
+    _check_metrics(policy, rows)
     found = [
         judge_adapter(
             policy,
@@ -125,6 +126,27 @@ def _check_names(
         known = ", ".join(sorted({adapter for _, adapter in subjects})) or "none"
         message = f"no adapter of the sweep matches {', '.join(policy.adapters) or 'nothing'}"
         problems.append(Problem("adapters", message, f"there are {known}"))
+    if problems:
+        raise SpecError(tuple(problems), "the policy")
+
+
+def _check_metrics(policy: Policy, rows: Sequence[Row]) -> None:
+    """Refuse metrics and filters that no subject has on their task: they are misspelt."""
+    known: dict[str, dict[tuple[str, str], None]] = {}
+    for row in rows:
+        known.setdefault(row["task"], {})[row["metric"], row["filter"]] = None
+    problems = []
+    for kind in ("targets", "guards"):
+        for index, one in enumerate(getattr(policy, kind)):
+            found = known.get(one.task, {})
+            if found and not any(
+                one.metric in (None, metric) and one.filter in (None, name)
+                for metric, name in found
+            ):
+                asked = ",".join(name for name in (one.metric, one.filter) if name)
+                message = f"{one.task} has no metric or filter {asked!r}"
+                remedy = f"there are {'; '.join(f'{metric},{name}' for metric, name in found)}"
+                problems.append(Problem(f"{kind}[{index}].metric", message, remedy))
     if problems:
         raise SpecError(tuple(problems), "the policy")
 

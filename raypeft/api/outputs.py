@@ -391,6 +391,7 @@ def _gains(
         margins=statistics.margins,
         clusters=_clusters(cells, planned, store),
         untested=untested,
+        wants_noise_floor=statistics.noise_floor,
     )
     subjects = planned.resolved.subjects
     baselines = [cell for cell in cells if cell.adapter is None]

@@ -10,11 +10,27 @@ from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 from raypeft.core.spec import HardwareSection, Sweep
+from raypeft.errors import SetupError
 from raypeft.runtime.local import LocalPool
 from raypeft.runtime.options import HardwareProfile
 from raypeft.runtime.ports import Pool
 
 PoolKind: TypeAlias = Literal["ray", "local"]
+
+
+def check_nodes(sweep: Sweep, kind: PoolKind) -> None:
+    """Refuse a base that is to be held by several nodes where there is one.
+
+    Raises:
+        SetupError: If the pool is in this process.
+    """
+    hardware = sweep.hardware
+    if kind == "local" and hardware.spans_nodes:
+        raise SetupError(
+            f"hardware.tensor_parallel is {hardware.tensor_parallel} and gpus_per_node "
+            f"{hardware.gpus_per_node}, and a local pool is one node",
+            "run it on a Ray cluster (--pool ray --address HOST:PORT)",
+        )
 
 
 @contextmanager
@@ -43,7 +59,12 @@ def open_pool(
 
     with connect(address) as connection:
         profile = hardware_profile(sweep.hardware, has_gpus=cluster_has_gpus())
-        pool = RayPool(connection, profile=profile, num_slots=sweep.schedule.slots)
+        pool = RayPool(
+            connection,
+            profile=profile,
+            num_slots=sweep.schedule.slots,
+            allow_mixed=sweep.hardware.allow_mixed,
+        )
         try:
             yield pool, _device(profile)
         finally:
@@ -67,6 +88,8 @@ def hardware_profile(hardware: HardwareSection, *, has_gpus: bool) -> HardwarePr
         accelerator=hardware.accelerator,
         memory_gib=None if memory is None else memory / 2**30,
         tensor_parallel=hardware.tensor_parallel,
+        gpus_per_node=hardware.gpus_per_node,
+        labels=hardware.labels,
     )
 
 

@@ -6,30 +6,38 @@ on where it stopped.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from raypeft.api.certifying import certified_by, certify
+from raypeft.api.certificates import certified_by
+from raypeft.api.certifying import certify
+from raypeft.api.costing import Costs, refuse_what_cannot_fit, remembered_costs
+from raypeft.api.early_stopping import remember_stopped, remembered_stop
 from raypeft.api.freezing import FrozenSweep, freeze_sweep
 from raypeft.api.lasting import remembered_failure
 from raypeft.api.leasing import leased
-from raypeft.api.limits import remembered_limits
+from raypeft.api.limits import lower_after_loss, with_limits
 from raypeft.api.memo import FileDigests
 from raypeft.api.outputs import CellRun, write_outputs
 from raypeft.api.planning import Planned, make_plan
-from raypeft.api.pools import PoolKind, has_nvidia_gpu, open_pool
+from raypeft.api.policy import deadline_seconds, policy_of, with_deadline
+from raypeft.api.pools import PoolKind, check_nodes, has_nvidia_gpu, open_pool
+from raypeft.api.rerouting import record_too_much
 from raypeft.api.sink import StoreSink
 from raypeft.api.stored import SWEEP_FILE
 from raypeft.api.surroundings import find_surroundings, record_surroundings
 from raypeft.api.sweeps import Resolved, resolve
+from raypeft.api.watching import watching
 from raypeft.core.records import Failure, FailureKind
-from raypeft.core.retry import Policy
 from raypeft.core.spec import Sweep, dump_sweep
 from raypeft.runtime.driver import drive
 from raypeft.runtime.meter import Progress
+from raypeft.runtime.patient import PatientSink
 from raypeft.runtime.ports import Pool
+from raypeft.runtime.watched import Watcher
 from raypeft.store.files import Folder
 from raypeft.store.journal import Journal
 from raypeft.store.store import Store
@@ -50,7 +58,9 @@ class RunReport:
         num_cells: All cells of the sweep.
         num_done: Cells with results.
         num_reused: Of these, what was in the store before.
-        failed: Why the others have none, by (subject, task).
+        failed: Why others have none, by (subject, task).
+        left_out: Why the deadline left out others, by (subject, task).
+        stopped_early: Why others were stopped as hopeless, by (subject, task).
         seconds: Wall time.
     """
 
@@ -59,20 +69,24 @@ class RunReport:
     num_done: int
     num_reused: int
     failed: Mapping[tuple[str, str], Failure] = field(default_factory=dict)
+    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    stopped_early: Mapping[tuple[str, str], str] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """Who is told what goes on; both do nothing by default.
+    """Who is told what goes on; nobody by default.
 
     Attributes:
         say: Told in words, now and then.
         progress: Told how far the run is, after every round of the loop.
+        watchers: See every line of the journal and every unit that is stored.
     """
 
     say: Callable[[str], None] = lambda text: None
     progress: Callable[[Progress], None] = lambda measured: None
+    watchers: Sequence[Watcher] = ()
 
 
 class PoolOnDemand:
@@ -100,6 +114,11 @@ class PoolOnDemand:
                 self._listener.say("connecting to Ray")
             self._pool, self.device = self._stack.enter_context(self._context)
         return self._pool
+
+    @property
+    def is_ray(self) -> bool:
+        """Whether it is one on Ray."""
+        return self._kind == "ray"
 
     def has_gpus(self) -> bool:
         """Return whether slots have GPUs; on Ray only the cluster can tell."""
@@ -131,6 +150,8 @@ def run_sweep(
     """
     listener = listener or Listener()
     started = time.monotonic()
+    deadline = deadline_seconds(sweep)
+    check_nodes(sweep, pool)
     store = Store(sweep.store)
     store.check_writable()
     Folder(sweep.output).check_writable()
@@ -144,27 +165,39 @@ def run_sweep(
             listener.say(f"{subject} cannot be evaluated: {failure.kind}: {failure.message}")
         _warn(resolved, listener)
         record_surroundings(sweep, surroundings)
+
+        def plan_anew() -> Planned:
+            again = resolve(sweep, FileDigests(store), surroundings, certified)
+            _warn(again, listener)
+            return plan_with_pool(again, store, source, listener)
+
         for attempt in range(MAX_PLANS):
             planned = plan_with_pool(resolved, store, source, listener, answers_follow=True)
-            if certify(
-                planned,
-                store,
-                source.pool,
-                _policy(sweep),
-                device=lambda: source.device,
-                say=listener.say,
-            ):
-                resolved = resolve(sweep, FileDigests(store), surroundings, certified)
-                _warn(resolved, listener)
-                planned = plan_with_pool(resolved, store, source, listener)
+            if _certify(planned, store, source, listener):
+                planned = plan_anew()
             if attempt == 0:
                 Folder(sweep.output).write(SWEEP_FILE, dump_sweep(sweep).encode())
-            runs = _answer_and_score(planned, store, source, listener)
+            runs = _answer_and_score(planned, store, source, listener, deadline)
+            if record_too_much(planned, runs, listener.say):
+                planned = plan_anew()
+                runs = _answer_and_score(planned, store, source, listener, deadline)
+            resolved = planned.resolved
             missing = write_outputs(planned, store, runs)
             if not missing:
                 break
             listener.say(f"{len(missing)} results in the store are damaged: made again")
     return _report(planned, runs, missing, time.monotonic() - started)
+
+
+def _certify(planned: Planned, store: Store, source: PoolOnDemand, listener: Listener) -> bool:
+    return certify(
+        planned,
+        store,
+        source.pool,
+        policy_of(planned.resolved.sweep),
+        device=lambda: source.device,
+        say=listener.say,
+    )
 
 
 def plan_only(
@@ -199,7 +232,15 @@ def plan_only(
         if freeze:
             return plan_with_pool(resolved, store, source, listener)
         frozen = freeze_sweep(resolved, store, pool=None)
-        return make_plan(resolved, frozen, answered=store.answered(), scored=store.scored())
+        costs = Costs(resolved, remembered_costs(store), source.device)
+        return make_plan(
+            resolved,
+            frozen,
+            answered=store.answered(),
+            scored=store.scored(),
+            costs=costs,
+            stopped=partial(remembered_stop, store),
+        )
 
 
 def freeze_only(
@@ -258,69 +299,90 @@ def plan_with_pool(
     if frozen.missing:
         pool = source.pool()
         if answers_follow:
-            _prepare(pool, resolved)
+            prepare(pool, resolved)
         frozen = freeze_sweep(resolved, store, pool=pool, say=listener.say)
     for failure in {task.failure for tasks in frozen.by_base.values() for task in tasks}:
         if failure is not None:
             listener.say(f"a task cannot be evaluated: {failure.kind}: {failure.message}")
-    return make_plan(
+    planned = make_plan(
         resolved,
         frozen,
         answered=store.answered(),
         scored=store.scored(),
         failed=partial(remembered_failure, store),
         device=source.device,
+        costs=Costs(resolved, remembered_costs(store), source.device),
+        stopped=partial(remembered_stop, store),
     )
+    refuse_what_cannot_fit(resolved, planned.outlooks_of_open())
+    return planned
 
 
-def _prepare(pool: Pool, resolved: Resolved) -> None:
-    """Let as many slots get ready as can be of use, whatever the plan will be."""
+def prepare(pool: Pool, resolved: Resolved) -> None:
+    """Let as many slots get ready as can be of use, whatever the plan will be.
+
+    Of two kinds of engine it is the one that most cells need: every subject has the same tasks.
+    """
     sweep = resolved.sweep
     able = [one for one in resolved.subjects.values() if one.id not in resolved.failures]
-    kinds = {resolved.engine(name).kind for name in resolved.engine_names()}
-    if len(kinds) == 1:
+    kinds = Counter(resolved.engine(resolved.engine_name(one.id)).kind for one in able)
+    if kinds:
         count = min(sweep.schedule.slots, len(able) * len(sweep.tasks))
-        pool.prepare_slots(count, kinds.pop())
-
-
-def _policy(sweep: Sweep) -> Policy:
-    return Policy(
-        slots=sweep.schedule.slots,
-        attempts=sweep.schedule.attempts,
-        unit_timeout_seconds=sweep.schedule.unit_timeout_seconds,
-    )
+        pool.prepare_slots(count, kinds.most_common(1)[0][0])
 
 
 def _answer_and_score(
-    planned: Planned, store: Store, source: PoolOnDemand, listener: Listener
+    planned: Planned,
+    store: Store,
+    source: PoolOnDemand,
+    listener: Listener,
+    deadline: float | None,
 ) -> dict[str, CellRun]:
     if planned.is_finished:
         return {}
+    for task, why in planned.not_looked_at().items():
+        listener.say(f"early stopping cannot look at {task}: {why}")
     pool = source.pool()
     sweep, plan = planned.resolved.sweep, planned.plan
     # The device is known only now that the pool is there; it is no part of any identity.
     engines = {name: planned.resolved.engine(name, source.device) for name in plan.engines}
-    engines = {
-        name: replace(engine, row_limits=remembered_limits(store, engine))
-        for name, engine in engines.items()
-    }
+    engines = {name: with_limits(store, engine) for name, engine in engines.items()}
     plan = replace(plan, engines=engines)
-    with Journal(sweep.output) as journal:
+    with Journal(sweep.output) as journal, ExitStack() as stack:
         sink = StoreSink(store, journal, planned)
-        sink.begin()
+        watched = watching(
+            PatientSink(sink),
+            sweep=sweep.name,
+            on_ray=source.is_ray,
+            watchers=listener.watchers,
+            on_progress=listener.progress,
+        )
+        watched.sink.note(sink.first_line())
+        stack.callback(sink.costs.write)
         outcome = drive(
             plan,
             pool=pool,
-            sink=sink,
-            policy=_policy(sweep),
+            sink=watched.sink,
+            policy=with_deadline(policy_of(sweep), deadline),
             clock=time.monotonic,
             request_sets=sink.request_set,
             include_path=tuple(sweep.include_path),
-            on_progress=listener.progress,
+            on_progress=watched.on_progress,
+            after_loss=partial(lower_after_loss, store),
+            looks=planned.looks,
         )
-        sink.note({"event": "run_ends"})
-    failed = {key: CellRun(failure=failure) for key, failure in outcome.failed.items()}
-    return failed | sink.runs()
+        watched.sink.note({"event": "run_ends"})
+    runs = {key: CellRun(failure=failure) for key, failure in outcome.failed.items()}
+    runs |= sink.runs()
+    for key, reason in outcome.left_out.items():
+        runs[key] = replace(runs.get(key, CellRun()), left_out=reason)
+    for key, reason in outcome.stopped_early.items():
+        runs[key] = replace(runs.get(key, CellRun()), stopped_early=reason)
+        assert planned.looks is not None
+        remember_stopped(store, key, planned.looks, reason)
+    for why in sorted(set(outcome.not_looked_at.values())):
+        listener.say(f"early stopping cannot look at cells: {why}")
+    return runs
 
 
 def _report(
@@ -335,12 +397,27 @@ def _report(
         if cell.key in failures
     }
     failed |= {(lost.subject, lost.task): lost.failure for lost in planned.lost}
+    left_out = {
+        (cell.subject, cell.task): runs[cell.key].left_out
+        for cell in planned.cells
+        if cell.key in runs and runs[cell.key].left_out
+    }
     done = set(planned.plan.done)
+    stopped = {key: run.stopped_early for key, run in runs.items() if run.stopped_early}
+    stopped = {**planned.stopped, **stopped}
+    early = {
+        (cell.subject, cell.task): stopped[cell.key]
+        for cell in planned.cells
+        if cell.key in stopped
+    }
+    num_without = len(left_out) + len(early)
     return RunReport(
         output=planned.resolved.sweep.output,
         num_cells=len(planned.cells) + len(planned.lost),
-        num_done=sum(1 for cell in planned.cells if cell.key not in failures),
+        num_done=sum(1 for cell in planned.cells if cell.key not in failures) - num_without,
         num_reused=sum(1 for cell in planned.cells if cell.key in done),
         failed=failed,
+        left_out=left_out,
+        stopped_early=early,
         seconds=seconds,
     )

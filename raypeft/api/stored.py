@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from raypeft.api.certifying import certified_by
+from raypeft.api.certificates import certified_by
+from raypeft.api.early_stopping import remembered_stop
 from raypeft.api.freezing import freeze_sweep
 from raypeft.api.lasting import remembered_failure
 from raypeft.api.memo import FileDigests
@@ -31,9 +32,9 @@ def read_planned(output: str) -> tuple[Planned, Store]:
         )
     sweep = parse_sweep(text.decode(), source=f"{output}/{SWEEP_FILE}")
     store = Store(sweep.store)
-    resolved = resolve(
-        sweep, FileDigests(store), recorded_surroundings(sweep), certified_by(sweep, store)
-    )
+    # As it was run: what is to be measured anew is measured by the next run.
+    certified = certified_by(sweep, store, of_any_version=True)
+    resolved = resolve(sweep, FileDigests(store), recorded_surroundings(sweep), certified)
     frozen = freeze_sweep(resolved, store, pool=None)
     planned = make_plan(
         resolved,
@@ -41,5 +42,6 @@ def read_planned(output: str) -> tuple[Planned, Store]:
         answered=store.answered(),
         scored=store.scored(),
         failed=partial(remembered_failure, store),
+        stopped=partial(remembered_stop, store),
     )
     return planned, store

@@ -9,6 +9,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from raypeft.api.again import answered_again
 from raypeft.api.assigning import Assigned, Certified, assign_base, nothing_known
 from raypeft.api.variants import (
     as_asked,
@@ -112,6 +113,7 @@ class Resolved:
             options=sweep.engine.vllm.options() if is_vllm else sweep.engine.options,
             lora=self.rooms.get(owner) if is_vllm else None,
             tensor_parallel=sweep.hardware.tensor_parallel if is_vllm else 1,
+            spans_nodes=is_vllm and sweep.hardware.spans_nodes,
         )
 
 
@@ -124,14 +126,25 @@ def load_sweep(path: str | Path) -> Sweep:
     Raises:
         SpecError: Every problem of the file at once.
     """
+    return expand(read_sweep(path), LocalFolders())
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read a sweep file and leave its adapters as they stand there.
+
+    Args:
+        path: The YAML file.
+
+    Raises:
+        SpecError: Every problem of the file at once.
+    """
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         remedy = "name a readable YAML file"
         raise SpecError((Problem(str(path), f"cannot be read: {error}", remedy),)) from error
-    sweep = parse_sweep(text, source=str(path), name=file.stem)
-    return expand(sweep, LocalFolders())
+    return parse_sweep(text, source=str(path), name=file.stem)
 
 
 def resolve(
@@ -169,6 +182,8 @@ def resolve(
             own = assign_base(sweep, base, facts, able, surroundings, certified)
             assigned[base.name] = own
             found = _with_engines(found, own)
+            if sweep.statistics.noise_floor:
+                found, assigned[base.name] = answered_again(found, own)
         for subject, failure in found:
             subjects[subject.id] = subject
             if unreadable or failure:

@@ -22,6 +22,13 @@ _PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 MARGIN_ALLOWED = 'a number above 0 (in the metric\'s unit), or a share of the baseline such as "2%"'
 
 
+ALLOWS_ALL = (
+    'allows everything, since this metric lies between 0 and 1; two hundredths are 0.02, and "2%" '
+    "is a share of the baseline"
+)
+"""What is said of a margin that rules nothing out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Margin:
     """The largest difference of a metric that is of no interest.

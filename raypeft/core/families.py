@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from raypeft.core.equivalence import Evidence, evidence_of, p_equivalent
+from raypeft.core.equivalence import ALLOWS_ALL, Evidence, evidence_of, p_equivalent
 from raypeft.core.gain_drafts import noted
 from raypeft.core.gain_rows import Gain, GainSettings, Verdict
 from raypeft.core.identity import digest
@@ -36,6 +36,9 @@ MIN_DRAWS_BELOW_ALPHA = 20
 """With fewer draws beyond alpha, the draws' own luck decides what is significant."""
 
 
+NOT_TWICE = "the baseline has no second answers that can be compared"
+
+
 @dataclass(frozen=True, slots=True)
 class Compared:
     """The rows of one column that have a p-value.
@@ -43,10 +46,12 @@ class Compared:
     Attributes:
         places: Of the rows.
         tested: Their statistic, in the same order.
+        draws: How many swaps a sampled p-value is of; None if not known.
     """
 
     places: tuple[int, ...]
     tested: FamilyColumn
+    draws: int | None = None
 
 
 def judge(
@@ -66,6 +71,10 @@ def judge(
     done = [replace(row, noise_floor=floors.get(i)) for i, row in enumerate(rows)]
     for column in columns:
         _rank(done, column)
+        if settings.wants_noise_floor:
+            for i in column.places:
+                if i not in floors:
+                    done[i] = noted(done[i], "its noise floor is not known: " + NOT_TWICE)
     families: dict[tuple[str, str, str], list[Compared]] = {}
     for column in columns:
         row = done[column.places[0]]
@@ -87,7 +96,8 @@ def _rank(rows: list[Gain], column: Compared) -> None:
     shrunk = [gain for i in places if (gain := rows[i].shrunk_gain) is not None]
     raw = [gain for i in places if (gain := rows[i].gain) is not None]
     best_known = shrunk if len(shrunk) == len(places) else raw
-    found = ranks(np.asarray(best_known), higher_is_better=direction)
+    size = max(map(abs, raw))
+    found = ranks(np.asarray(best_known), higher_is_better=direction, size=size)
     for i, rank in zip(places, found, strict=True):
         rows[i] = replace(rows[i], rank=rank)
 
@@ -130,6 +140,42 @@ def _correct(
             smallest_detectable_gain=detectable,
             documents_needed=documents_needed(rows[i].gain, detectable, rows[i].n),
         )
+    draws = {place: column.draws for column in family for place in column.places}
+    tests = size if correction == "Holm" else 1
+    for i in places:
+        rows[i] = _unattainable(rows[i], draws[i], tests, settings.alpha)
+
+
+def _unattainable(row: Gain, draws: int | None, tests: int, alpha: float) -> Gain:
+    """Return the row as it is, or saying that no gain of any size could have been claimed.
+
+    A p-value has a least one: of a few documents, or of a few draws. Where that is too large, it
+    is misleading to say which gain would have been found.
+
+    Args:
+        row: The row, corrected.
+        draws: See `Compared`.
+        tests: By what the smallest p-value of the family is multiplied.
+        alpha: Level.
+    """
+    units, what = row.n, "documents"
+    if row.num_clusters is not None:
+        units, what = row.num_clusters, "clusters"
+    if row.method.startswith("sampled") and draws is not None:
+        least, few = 1 / (1 + draws), f"{draws} draws"
+    else:
+        least, few = 2.0 ** (1 - units), f"{units} {what}"
+    if least * tests <= alpha:
+        return row
+    needed = None
+    if few != f"{draws} draws" and row.documents_needed is not None and units:
+        enough = math.ceil(row.n / units * (1 + math.log2(tests / alpha)))
+        needed = max(row.documents_needed, enough)
+    row = replace(row, smallest_detectable_gain=None, documents_needed=needed)
+    if units < 2 or not row.gain:
+        return row  # that is said already, or nobody would claim anything
+    least = min(1.0, least * tests)
+    return noted(row, f"{few} are too few to claim any gain: corrected p is {least:.2g} or more")
 
 
 def _test_equivalence(
@@ -143,6 +189,9 @@ def _test_equivalence(
         if margin is None:
             continue
         rows[i] = replace(row, margin=margin)
+        if row.wins is not None and margin >= 1.0:
+            rows[i] = noted(rows[i], f"a margin of {margin:.4g} {ALLOWS_ALL}")
+            continue
         evidence = _evidence(row)
         p = None if evidence is None else p_equivalent(evidence, margin)
         if p is not None:

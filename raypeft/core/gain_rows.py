@@ -44,6 +44,7 @@ class GainSettings:
         clusters: By request set, which of its documents belong together.
         untested: By family (base, metric, filter), how many rows it lost to early stopping; they
             count as tested, since who is left was chosen by its luck as well.
+        wants_noise_floor: Whether the sweep asks for noise floors: rows that have none say so.
     """
 
     alpha: float = 0.05
@@ -56,6 +57,7 @@ class GainSettings:
     margins: Mapping[str, Margin] = field(default_factory=dict)
     clusters: Mapping[str, Clusters] = field(default_factory=dict)
     untested: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    wants_noise_floor: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ class Gain:
         losses: For 0/1 metrics: documents where it is worse.
         standard_error: Of the gain.
         smallest_detectable_gain: True gain that would be found with the power asked for, at the
-            first step of the correction.
+            first step of the correction; None where no gain of any size could have been.
         higher_is_better: Direction; None where lm-eval does not say.
         method: How interval and p were found.
         verdict: What may be said.

@@ -89,7 +89,8 @@ def _compare_column(column: Column, settings: GainSettings, rows: list[Gain]) ->
     )
     for (i, values), comparison in zip(able, comparisons, strict=True):
         rows[i] = _with_shares(_compared(rows[i], comparison), values, settings)
-    return _testable([i for i, _ in able], column.units, statistic, rows)
+    found = _testable([i for i, _ in able], column.units, statistic, rows)
+    return None if found is None else replace(found, draws=resamples)
 
 
 def _testable(

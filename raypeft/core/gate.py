@@ -17,7 +17,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
-from raypeft.core.equivalence import Evidence, best_case, evidence_of, worst_case
+from raypeft.core.equivalence import ALLOWS_ALL, Evidence, best_case, evidence_of, worst_case
 from raypeft.core.gate_policy import EVERYTHING, Guard, Policy, Target
 
 Row: TypeAlias = Mapping[str, Any]
@@ -213,6 +213,11 @@ def _check_guard(guard: Guard, row: Row | None, alpha: float) -> Check:
         return check
     if margin is None:
         reason = f"{guard.margin} of a baseline of {row['baseline_value']} is no margin"
+        return _decided(check, Decision.UNDECIDED, reason)
+    if row["wins"] is not None and margin >= 1.0:
+        return _decided(check, Decision.UNDECIDED, f"a margin of {margin:.4g} {ALLOWS_ALL}")
+    if row["higher_is_better"] and guard.largest_loss.is_relative and guard.largest_loss.size >= 1:
+        reason = f"a margin of {guard.margin} allows that all of the baseline's value is lost"
         return _decided(check, Decision.UNDECIDED, reason)
     gain = f"{evidence.gain:+.4g}"
     if check.best is not None and check.best < -margin:

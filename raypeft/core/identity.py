@@ -113,7 +113,9 @@ def cell_numerics(engine: EngineSpec, subject: Subject) -> dict[str, Json]:
     """Return the settings that can change a subject's scores: its engine's and its own.
 
     Its own are named only where they differ from what is usual, so that the other cells keep
-    their identity: `merged`, `tokenizer` (the digest of an adapter's own) and `vocab_size`.
+    their identity: `merged`, `tokenizer` (the digest of an adapter's own), `vocab_size`, and
+    `again` for a baseline that is answered a second time, whose answers must not be taken from
+    the first.
     """
     numerics = engine.numerics()
     adapter = subject.adapter
@@ -123,6 +125,8 @@ def cell_numerics(engine: EngineSpec, subject: Subject) -> dict[str, Json]:
         numerics["tokenizer"] = subject.tokenizer_digest
     if subject.vocab_size is not None:
         numerics["vocab_size"] = subject.vocab_size
+    if subject.again:
+        numerics["again"] = True
     return numerics
 
 

@@ -19,12 +19,18 @@ from raypeft.core.resampling import Floats
 MIN_ADAPTERS = 3
 """Two gains say next to nothing about the spread of true gains."""
 
+EQUAL_GAINS = 1e-6
+"""Relative to the largest: gains that differ by less share a rank."""
+
+NO_ERROR = 1e-10
+"""Relative: a variance below is that of rounding."""
+
 
 def shrink(gains: Floats, covariance: Floats) -> Floats | None:
     """Return the gains as expected on new documents; None for fewer than `MIN_ADAPTERS`.
 
     Args:
-        gains: Of k adapters over one baseline.
+        gains: Of k adapters over one baseline. Those that answer alike count as one.
         covariance: Of their errors, shape (k, k).
     """
     k = len(gains)
@@ -33,7 +39,10 @@ def shrink(gains: Floats, covariance: Floats) -> Floats | None:
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     values = np.clip(values, 0.0, None)
     ones, turned = vectors.T @ np.ones(k), vectors.T @ gains
-    spread = _spread(turned, ones, values, float(np.var(gains)))
+    telling = _telling(turned, ones, values)
+    if values.max() > 0.0 and len(telling[0]) < MIN_ADAPTERS:
+        return None
+    spread = _spread(*telling, float(np.var(gains)))
     variances = values + spread
     if float(variances.max()) <= 0.0:
         return gains.copy()  # no error at all, so nothing to shrink
@@ -42,6 +51,25 @@ def shrink(gains: Floats, covariance: Floats) -> Floats | None:
     kept = np.divide(spread, variances, out=np.ones(k), where=variances > 0.0)
     shrunk: Floats = mean + vectors @ (kept * rest)
     return shrunk
+
+
+def _telling(turned: Floats, ones: Floats, values: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the directions that tell of the spread: those with errors, and one of the rest.
+
+    Adapters that answer alike, or as the baseline does, differ without any error. Taken for draws
+    of true gains, they would make the spread of all the others 0. Of the directions without errors
+    stays the one in which all of their adapters move together.
+    """
+    exact = values <= values.max() * NO_ERROR
+    if exact.all():
+        return turned, ones, values
+    shared = float(np.sqrt((ones[exact] ** 2).sum()))
+    parts = [turned[~exact], ones[~exact], values[~exact]]
+    if shared > np.sqrt(NO_ERROR):
+        along = float((turned[exact] * ones[exact]).sum()) / shared
+        ends = (along, shared, 0.0)
+        parts = [np.append(part, end) for part, end in zip(parts, ends, strict=True)]
+    return parts[0], parts[1], parts[2]
 
 
 def _mean(turned: Floats, ones: Floats, variances: Floats) -> float:
@@ -86,7 +114,16 @@ def shares_of_best(drawn: Floats, *, higher_is_better: bool) -> Floats:
     return shares
 
 
-def ranks(gains: Floats, *, higher_is_better: bool) -> list[int]:
-    """Return each adapter's rank, 1 for the best; equal gains share the better rank."""
+def ranks(gains: Floats, *, higher_is_better: bool, size: float = 0.0) -> list[int]:
+    """Return each adapter's rank, 1 for the best; equal gains share the better rank.
+
+    Gains that were shrunk to one value differ by rounding, which depends on the adapters' order.
+
+    Args:
+        gains: Shrunk or not.
+        higher_is_better: Direction.
+        size: The largest gain before shrinking, either way.
+    """
     better = gains if higher_is_better else -gains
-    return [1 + int((better > one).sum()) for one in better]
+    slack = EQUAL_GAINS * max(size, float(np.abs(better).max(initial=0.0)))
+    return [1 + int((better > one + slack).sum()) for one in better]

@@ -61,6 +61,7 @@ class Subject:
         adapter: None for the baseline.
         vocab_size: Tokens to which a copy of the base is enlarged; None leaves it as it is.
         speaker: The adapter whose own tokenizer a baseline is asked with; None is the base's.
+        again: Whether this is a baseline that is answered a second time, for the noise floor.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Subject:
     adapter: Adapter | None = None
     vocab_size: int | None = None
     speaker: Adapter | None = None
+    again: bool = False
 
     @property
     def is_baseline(self) -> bool:

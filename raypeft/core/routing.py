@@ -176,6 +176,8 @@ def _lane(peft_type: str, config: Mapping[str, Json]) -> tuple[Lane, str]:
     for setting in _ALONE_SETTINGS:
         if config.get(setting):
             return Lane.ONE_TYPE, f"LORA with {setting} is taken off clean, and held alone"
+    if config.get("use_dora"):
+        return Lane.SHARED, "LORA with use_dora, which is held and taken off as plain LORA is"
     return Lane.SHARED, "plain LORA"
 
 

@@ -22,6 +22,7 @@ from raypeft.core.spec_models import (
     TaskEntry,
 )
 from raypeft.core.spec_problems import plain_value, problems_of, shown
+from raypeft.core.spec_statistics import StatisticsSection
 from raypeft.core.yaml_text import read_yaml, write_yaml
 from raypeft.errors import Problem, SpecError
 
@@ -33,6 +34,7 @@ __all__ = [
     "Evaluation",
     "HardwareSection",
     "ScheduleSection",
+    "StatisticsSection",
     "Sweep",
     "TaskEntry",
     "dump_sweep",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raypeft.core.engine_choice import HF_SUFFIX
+from raypeft.core.engine_choice import AGAIN_SUFFIX, HF_SUFFIX
 from raypeft.core.spec_models import (
     AdapterEntry,
     Base,
@@ -85,8 +85,9 @@ def _check_bases(raw: object) -> Iterator[Problem]:
         if base is not None and (other := _namesake(base.name, names)):
             yield Problem(
                 f"bases[{index}]",
-                f'"{base.name}" and "{other}" differ by {HF_SUFFIX} alone, which is how the second '
-                "baseline of a base is named where vllm cannot do all its adapters",
+                f'"{base.name}" and "{other}" differ by {HF_SUFFIX} or {AGAIN_SUFFIX} alone, which '
+                "is how second baselines of a base are named: that of another engine, and that "
+                "which is answered again",
                 "give one of them another `name:`",
             )
         adapters = _items(item.get("adapters")) if isinstance(item, dict) else []
@@ -99,9 +100,10 @@ def _check_bases(raw: object) -> Iterator[Problem]:
 
 
 def _namesake(name: str, others: Iterable[str]) -> str:
-    """Return the base whose second baseline would have this name, or the other way round."""
+    """Return the base whose further baseline would have this name, or the other way round."""
+    ends = (HF_SUFFIX, AGAIN_SUFFIX, HF_SUFFIX + AGAIN_SUFFIX)
     pairs = ((name, other) for other in others)
-    return next((b for a, b in pairs if a == b + HF_SUFFIX or b == a + HF_SUFFIX), "")
+    return next((b for a, b in pairs if any(a == b + end or b == a + end for end in ends)), "")
 
 
 def _check_tasks(raw: object) -> Iterator[Problem]:
@@ -150,6 +152,13 @@ def _check_engine(engine: Mapping[str, Any], hardware: Mapping[str, Any]) -> Ite
         yield Problem(
             "hardware.tensor_parallel",
             f"{tensor_parallel} needs the vllm engine, and engine.kind is {kind}; expected 1",
+        )
+    per_node = hardware.get("gpus_per_node")
+    if per_node is not None and tensor_parallel > per_node and tensor_parallel % per_node:
+        yield Problem(
+            "hardware.gpus_per_node",
+            f"{per_node} does not divide tensor_parallel, which is {tensor_parallel}",
+            "let each node give the same number of GPUs",
         )
     if hardware.get("gpus") == 0 and hardware.get("accelerator") is not None:
         yield Problem(

@@ -4,6 +4,7 @@ Every type that is not plain says in words what it allows (`Allowed`); `spec_pro
 messages from these words, so that a person never reads the validator's own jargon.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +118,20 @@ def _with_unit(convert: Callable[[str], float], unit: str) -> Callable[[object],
     return check
 
 
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for name, value in labels.items():
+        if not (_LABEL_KEY.fullmatch(name) and _LABEL_VALUE.fullmatch(value)):
+            raise ValueError(
+                f'holds "{name}: {value}", which Ray takes for no label; letters, digits, "_", "." '
+                'and "-" are allowed, and one "/" in a name'
+            )
+    return labels
+
+
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?"
+_LABEL_KEY = re.compile(rf"(?:{_LABEL}/)?{_LABEL}")
+_LABEL_VALUE = re.compile(rf"!?{_LABEL}|!?in\({_LABEL}(?:,{_LABEL})*\)")
+
 NAME_ALLOWED = 'a name: printable text without "/" and "\\"'
 _SEED_ALLOWED = f"a whole number from 0 to {MAX_SEED}"
 
@@ -161,5 +176,10 @@ Size = Annotated[
     BeforeValidator(_with_unit(size_bytes, "GiB")),
     Field(json_schema_extra={"pattern": SIZE_PATTERN}),
     Allowed(SIZE_ALLOWED),
+]
+Labels = Annotated[
+    dict[str, str],
+    AfterValidator(_check_labels),
+    Allowed("a mapping of Ray's node labels to values, for instance {raypeft/hw: a100-80}"),
 ]
 Settings = Annotated[dict[str, JsonValue], Allowed("a mapping of names to plain values")]

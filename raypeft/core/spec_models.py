@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from raypeft.core.certificate import TOLERANCE_NATS
-from raypeft.core.quantities import duration_seconds, size_bytes
+from raypeft.core.quantities import size_bytes
 from raypeft.core.records import EvaluationSettings, Json
 from raypeft.core.spec_fields import (
     Allowed,
     Count,
     Cpus,
-    Duration,
     FourSeeds,
     Gpus,
+    Labels,
     Limit,
     Line,
     Name,
@@ -32,6 +32,9 @@ from raypeft.core.spec_fields import (
     Whole,
     last_component,
 )
+from raypeft.core.spec_notify import NotifySection
+from raypeft.core.spec_schedule import ScheduleSection as ScheduleSection
+from raypeft.core.spec_statistics import StatisticsSection
 
 DEFAULT_SEEDS = (0, 1234, 1234, 1234)
 """lm-eval's own: Python's `random`, numpy, torch, few-shot sampler."""
@@ -177,6 +180,12 @@ class TaskEntry(_Section):
         default="inherit",
         description="Generation settings that override the task's own; they take the place of "
         "those in `evaluation` as a whole; null is none; `inherit` is as in `evaluation`.",
+    )
+    cluster: Line | None = Field(
+        default=None,
+        description="Field of the documents whose value some of them share, for instance that of a "
+        "passage: they are drawn as one when uncertainty is computed. Dots lead into nested "
+        "fields. null takes every document for itself.",
     )
 
 
@@ -329,6 +338,12 @@ class HardwareSection(_Section):
     accelerator: Line | None = Field(
         default=None, description="Accelerator that a slot must have, for instance `H100`."
     )
+    labels: Labels = Field(
+        default_factory=dict,
+        description="Labels that a slot's node must have in Ray, for instance "
+        "`{raypeft/hw: a100-80}`, which tells apart what Ray's accelerator types do not; a value "
+        "may be `x`, `!x`, `in(x,y)` or `!in(x,y)`.",
+    )
     cpus: Cpus = Field(default=1, description="CPU cores of a slot.")
     memory: Size | None = Field(
         default=None, description='Host memory of a slot, for instance "8GiB"; null reserves none.'
@@ -337,33 +352,36 @@ class HardwareSection(_Section):
         default=1,
         description="GPUs that hold one base together; above 1 only with `engine.kind: vllm`.",
     )
+    device_memory: Size | None = Field(
+        default=None,
+        description='Memory of one device of a slot, for instance "80GiB": a base whose weights '
+        "are more is refused before the run. null is what is known of `accelerator` or was "
+        "measured before.",
+    )
+    gpus_per_node: Count | None = Field(
+        default=None,
+        description="GPUs of a node, where `tensor_parallel` is more: a base is then held by "
+        "several nodes, through Ray. null is one node for each slot.",
+    )
     allow_mixed: bool = Field(
         default=False,
         description="Whether a gain may compare answers from different hardware; it is flagged.",
     )
 
     @property
+    def spans_nodes(self) -> bool:
+        """Whether one base is held by several nodes."""
+        return self.gpus_per_node is not None and self.tensor_parallel > self.gpus_per_node
+
+    @property
+    def device_memory_bytes(self) -> int | None:
+        """Memory of one device, if the sweep says it."""
+        return None if self.device_memory is None else size_bytes(self.device_memory)
+
+    @property
     def memory_bytes(self) -> int | None:
         """Host memory of a slot, or None to reserve none."""
         return None if self.memory is None else size_bytes(self.memory)
-
-
-class ScheduleSection(_Section):
-    """How the work is spread and what happens when it fails."""
-
-    slots: Count = Field(default=1, description="Slots at work at the same time.")
-    attempts: Count = Field(default=3, description="Tries at a unit before it is given up.")
-    unit_timeout: Duration = Field(
-        default="1h", description='Longest time for one unit, for instance "30m".'
-    )
-    shards: Count | Literal["auto"] = Field(
-        default="auto", description="Into how many slices a request set is cut; `auto` chooses."
-    )
-
-    @property
-    def unit_timeout_seconds(self) -> float:
-        """Longest time for one unit."""
-        return duration_seconds(self.unit_timeout)
 
 
 class Sweep(_Section):
@@ -421,6 +439,12 @@ class Sweep(_Section):
     )
     schedule: ScheduleSection = Field(
         default_factory=ScheduleSection, description="How the work is spread."
+    )
+    statistics: StatisticsSection = Field(
+        default_factory=StatisticsSection, description="How gains are judged."
+    )
+    notify: NotifySection = Field(
+        default_factory=NotifySection, description="Who is told when a run is over."
     )
 
     @model_validator(mode="before")

@@ -42,6 +42,7 @@ from raypeft.engines.hf_rotary import changing_rotary, reset_rotary
 from raypeft.engines.hf_shared import RowLimit
 from raypeft.engines.hf_snapshot import Snapshot, take_snapshot
 from raypeft.engines.hf_tokenizers import Tokenizers
+from raypeft.engines.progress import got_on
 from raypeft.engines.quantization import check_quantization, loading_arguments
 from raypeft.errors import CellError, EngineFatalError
 
@@ -359,6 +360,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._tokens_seen += inps.numel()
         self._forget_rows()
         logits: torch.Tensor = super()._model_call(inps, *args, **kwargs)
+        got_on()
         return logits
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -391,6 +393,7 @@ class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # transformers is unty
     """Ends a generation whose logits are NaN: greedy search would go on with token 0."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        got_on()  # called for every token of a generation
         if bool(scores.isnan().any()):
             raise CellError(
                 FailureKind.NOT_FINITE,

@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from raypeft.engines.hf_batches import TokenArray
 from raypeft.engines.hf_failures import free_memory, is_out_of_memory
 from raypeft.engines.packing import Packed, Packing, Row
+from raypeft.engines.progress import got_on
 from raypeft.engines.tree_masks import attention_mask, padded
 
 MOST_LOGITS = 1 << 28
@@ -100,6 +101,7 @@ def run_rows(shared: Shared, rows: Sequence[Row]) -> Sums:
     places = np.concatenate([row.places + at * length for at, row in enumerate(rows)])
     with torch.no_grad(), _reading(shared.model, torch.from_numpy(places.astype(np.int64))):
         logits = shared.model(**arguments).logits[0]
+    got_on()
     return _read(shared, rows, logits)
 
 

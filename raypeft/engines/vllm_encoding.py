@@ -139,7 +139,8 @@ def _prompt(model: Any, request: Request) -> Prompt:
         raise CellError(
             FailureKind.TASK_FAILED,
             f"{place}: its context {context!r} encodes to no tokens, and vLLM needs one to go on "
-            "from",
+            "from (lm-eval's own class for it fails as well); give the task's prompt a text, or "
+            "answer the task by `engine: {kind: hf}` in a sweep of its own",
         )
     eos = model.tokenizer.decode(model.eot_token_id) or getattr(model.tokenizer, "eos_token", None)
     arguments, stop, longest = model.modify_gen_kwargs(

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from raypeft import api
+from raypeft.api.running import prepare
 from raypeft.api.surroundings import (
     ENGINE_FILE,
     find_surroundings,
+    record_not_loaded,
     record_surroundings,
+    recorded_not_loaded,
     recorded_surroundings,
     vllm_installed,
 )
@@ -19,6 +22,7 @@ from raypeft.api.views import plan_records
 from raypeft.core.engine_choice import Surroundings
 from raypeft.core.records import FailureKind, LoraRoom
 from raypeft.core.spec import Sweep
+from raypeft.runtime.local import LocalPool
 from tests.support.lab import Lab, MakeSweep
 from tests.support.tiny import grown_lora
 
@@ -223,6 +227,60 @@ def test_the_fake_engine_takes_everything(plan_with_gpus: PlanOf) -> None:
 def test_tensor_parallel_is_for_vllm_by_name(make_engine_sweep: MakeSweep) -> None:
     planned = api.plan(make_engine_sweep("vllm", "small", hardware={"tensor_parallel": 2}))
     assert planned.plan.engines["base"].tensor_parallel == 2
+
+
+class PreparedPool(LocalPool):
+    """A pool that tells what it was asked to prepare."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[int, str]] = []
+
+    def prepare_slots(self, count: int, kind: str) -> None:
+        self.asked.append((count, kind))
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"), [(("small", "large", "dora"), "vllm"), (("small", "dora", "ia3"), "hf")]
+)
+def test_of_two_engines_slots_are_prepared_for_the_one_that_most_cells_need(
+    plan_with_gpus: PlanOf, names: tuple[str, ...], kind: str
+) -> None:
+    planned = plan_with_gpus("auto", *names, schedule={"slots": 3})
+    assert set(engines(planned).values()) == {"hf", "vllm"}
+    pool = PreparedPool()
+    prepare(pool, planned.resolved)
+    assert pool.asked == [(3, kind)]
+
+
+def test_the_plan_names_what_the_tasks_ask_for(plan_with_gpus: PlanOf) -> None:
+    reasons = why(plan_with_gpus("auto", "small", "dora"))
+    for subject in ("base", "base/small", "base/dora"):
+        assert "the tasks ask for log-likelihoods" in reasons[subject]
+
+
+def test_a_base_over_several_nodes_reaches_the_engine(make_engine_sweep: MakeSweep) -> None:
+    hardware = {"tensor_parallel": 4, "gpus_per_node": 2}
+    planned = api.plan(make_engine_sweep("vllm", "small", hardware=hardware))
+    engine = planned.plan.engines["base"]
+    assert (engine.tensor_parallel, engine.spans_nodes) == (4, True)
+
+
+def test_what_vllm_could_not_load_stays_with_hf_in_this_output_alone(
+    plan_with_gpus: PlanOf, make_engine_sweep: MakeSweep
+) -> None:
+    planned = plan_with_gpus("auto", "small")
+    assert set(engines(planned).values()) == {"vllm"}
+    digest = planned.resolved.bases["base"].digest
+    record_not_loaded(planned.resolved.sweep, {digest: "no memory", "another": "never"})
+
+    again = api.plan(planned.resolved.sweep)
+
+    assert set(engines(again).values()) == {"hf"}
+    assert "vllm could not load it" in why(again)["base/small"]
+    assert again.resolved.routes["base"].why_not_vllm.endswith("no memory")
+    # By name it is tried again, and fails by itself.
+    assert recorded_not_loaded(make_engine_sweep("vllm", "small")) == {}
 
 
 # --- what auto depends on ---------------------------------------------------------------------

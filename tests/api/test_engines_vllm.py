@@ -118,3 +118,62 @@ def test_a_subject_whose_certificate_is_refused_is_answered_by_hf_and_says_so(
     again, said = run(values, tmp_path)
     assert "certificates:" not in said
     assert again.cells.equals(tables.cells)
+
+
+# One request does not fit into so many bytes, and no other setting helps.
+STARVED = {"kv_cache_memory_bytes": 1024, "block_size": 32, "enforce_eager": True}
+
+
+def test_a_base_that_vllm_cannot_load_is_answered_by_hf_and_says_why(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    values["engine"]["vllm"] = STARVED
+    values["tasks"] = ["tiny_letters"]
+    tables, said = run(values, tmp_path)
+    assert "vllm cannot load base base, which hf answers instead" in said
+    assert set(tables.cells["state"].to_pylist()) == {"done"}
+    assert set(tables.results["engine"].to_pylist()) == {"hf"}
+    paths = {row["subject"]: row["path"] for row in tables.cells.to_pylist()}
+    assert paths.keys() == {"base", "base/plain", "base/dora"}
+    for path in paths.values():
+        assert "by hf, since vllm could not load it (not_loaded.json" in path
+        assert "kv_cache_memory_bytes is 1024" in path
+    assert "refused" not in set(tables.gains["verdict"].to_pylist())
+    # It keeps the engine that it has: nothing is tried, and nothing answered, again.
+    again, said = run(values, tmp_path)
+    assert "cannot load" not in said
+    assert again.cells.equals(tables.cells)
+
+
+def test_a_base_that_vllm_cannot_load_any_more_is_answered_by_hf_in_the_same_run(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    values["tasks"] = ["tiny_letters"]
+    tables, said = run(values, tmp_path)
+    assert "certificates:" in said
+    engines = {row["subject"]: row["engine"] for row in tables.results.to_pylist()}
+    assert engines["base/plain"] == "vllm"
+    paths = {row["subject"]: row["path"] for row in tables.cells.to_pylist()}
+    assert "times that under hf" in paths["base/plain"]
+    # Another sweep with the same store: what was certified there is known.
+    values |= {"output": str(tmp_path / "second"), "evaluation": {"limit": 3}}
+    values["engine"]["vllm"] = STARVED
+    tables, said = run(values, tmp_path)
+    assert "certificates:" not in said
+    assert "vllm cannot answer for base base, which hf does instead" in said
+    assert set(tables.cells["state"].to_pylist()) == {"done"}
+    assert set(tables.results["engine"].to_pylist()) == {"hf"}
+    assert "refused" not in set(tables.gains["verdict"].to_pylist())
+
+
+def test_vllm_by_name_that_cannot_load_fails_and_says_what_to_do(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    values["engine"] = {"kind": "vllm", "vllm": STARVED}
+    values["bases"][0]["adapters"] = values["bases"][0]["adapters"][:1]
+    values["tasks"] = ["tiny_letters"]
+    values["hardware"] = {"gpus": 0}
+    tables, _ = run(values, tmp_path, exit_code=3)
+    rows = tables.cells.to_pylist()
+    assert {(row["state"], row["reason"]) for row in rows} == {("failed", "out_of_memory")}
+    assert {"lower the base's max_length, or raise" in row["message"] for row in rows} == {True}

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from raypeft.api.pools import hardware_profile
+from raypeft.api.pools import check_nodes, hardware_profile
 from raypeft.core.spec import make_sweep
-from raypeft.errors import SpecError
+from raypeft.errors import SetupError, SpecError
 from raypeft.runtime.options import actor_options
 
 
@@ -40,3 +40,14 @@ def test_tensor_parallel_without_gpus_is_refused() -> None:
 @pytest.mark.parametrize(("has_gpus", "num_gpus"), [(True, 1), (False, 0)])
 def test_a_slot_takes_one_gpu_where_there_are_any(has_gpus: bool, num_gpus: int) -> None:
     assert options_of({}, has_gpus=has_gpus)["num_gpus"] == num_gpus
+
+
+def test_a_base_over_several_nodes_needs_a_cluster() -> None:
+    hardware = {"tensor_parallel": 4, "gpus": 4, "gpus_per_node": 2}
+    assert options_of(hardware, has_gpus=True)["num_gpus"] == 0
+    values = {"output": "runs/x", "bases": ["a/b"], "tasks": ["t"], "engine": {"kind": "vllm"}}
+    sweep = make_sweep({**values, "hardware": hardware})
+
+    check_nodes(sweep, "ray")
+    with pytest.raises(SetupError, match="local pool is one node"):
+        check_nodes(sweep, "local")

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from raypeft.core.comparable import ScoredCell
+from raypeft.core.equivalence import Margin
 from raypeft.core.gains import Gain, GainSettings, Verdict, compute_gains
 from raypeft.core.records import Json
 from raypeft.core.stats import holm, mcnemar
@@ -312,7 +313,8 @@ def test_a_value_that_is_nan_is_no_gain() -> None:
 def test_degenerate_data_are_named() -> None:
     assert gain_of([1.0], [0.0]).reason == "no interval: one document"
     assert gain_of([1.0, 0.0], [1.0, 0.0]).reason == "no interval: identical on every document"
-    assert gain_of([1.0, 0.0, 0.0], [1.0, 1.0, 0.0]).reason == "one document differs"
+    reason = gain_of([1.0, 0.0, 0.0], [1.0, 1.0, 0.0]).reason
+    assert reason.startswith("one document differs; 3 documents are too few")
 
 
 def test_an_aggregation_given_as_a_function_is_drawn_anew() -> None:
@@ -345,3 +347,41 @@ def test_a_function_that_would_take_too_long_is_left_out_with_its_size() -> None
     cells = [make_cell([1.0] * 10, adapter=a, aggregation="sum", value=10.0) for a in (None, "x")]
     (gain,) = compute_gains(cells[:1], cells[1:], settings=settings)
     assert "enough draws of 1 adapters × 10 documents" in gain.reason
+
+
+# --- what cannot be found, whatever its size ----------------------------------------------------
+
+
+def test_of_a_few_documents_no_gain_is_called_detectable() -> None:
+    before: list[Json] = [0.0, 0.0, 0.0, 0.0, 1.0]
+    gain = gain_of(before, [1.0, 1.0, 0.0, 0.0, 1.0])
+    assert gain.smallest_detectable_gain is None
+    assert gain.documents_needed is not None
+    assert gain.documents_needed >= 6
+    assert gain.reason == "5 documents are too few to claim any gain: corrected p is 0.062 or more"
+
+
+def test_of_a_few_draws_no_gain_is_called_detectable() -> None:
+    rng = np.random.default_rng(1)
+    before = rng.normal(0, 1, 40).tolist()
+    cells = [make_cell(before)]
+    adapters = [
+        make_cell((np.asarray(before) + 9 + rng.normal(0, 1, 40)).tolist(), adapter=f"a{k}")
+        for k in range(6)
+    ]
+    settings = GainSettings(resamples=99)
+    gains = compute_gains(cells, adapters, settings=settings)
+    assert {gain.correction for gain in gains} == {"Holm"}
+    for gain in gains:
+        assert gain.verdict is Verdict.INCONCLUSIVE
+        assert gain.smallest_detectable_gain is gain.documents_needed is None
+        assert gain.reason.startswith("99 draws are too few to claim any gain: corrected p is 0.06")
+
+
+def test_a_margin_that_allows_everything_makes_nothing_equivalent() -> None:
+    settings = replace(QUICK, margins={"acc": Margin(2.0)})
+    cells = [make_cell(bits(60, 35)), make_cell(bits(60, 33), adapter="lora")]
+    (gain,) = compute_gains(cells[:1], cells[1:], settings=settings)
+    assert gain.verdict is Verdict.INCONCLUSIVE
+    assert gain.p_equivalent is None
+    assert "a margin of 2 allows everything" in gain.reason

@@ -228,3 +228,16 @@ def test_every_problem_of_the_file_says_what_is_allowed(text: str, words: str) -
         parse_policy(text, source="policy.yaml")
     assert words in str(raised.value)
     assert "policy.yaml" in str(raised.value)
+
+
+def test_a_margin_that_allows_everything_guards_nothing() -> None:
+    counted = row("a", -0.3, method="exact McNemar, BCa bootstrap", wins=10, losses=130)
+    found = judged("guards: [{task: a, margin: 2}]", counted)
+    assert found.decision is Decision.UNDECIDED
+    assert "a margin of 2 allows everything" in found.checks[0].reason
+
+
+def test_a_margin_of_the_whole_baseline_guards_nothing() -> None:
+    found = judged("guards: [{task: a, margin: '100%'}]", row("a", -0.4))
+    assert found.decision is Decision.UNDECIDED
+    assert "allows that all of the baseline's value is lost" in found.checks[0].reason

@@ -108,3 +108,13 @@ def test_the_floor_of_one_engine_is_not_that_of_another() -> None:
     fast, odd = compute_gains(baselines, adapters, (), QUICK, [again])
     assert (fast.noise_floor or 0) > 0
     assert odd.noise_floor is None
+
+
+def test_a_floor_that_was_asked_for_and_is_not_known_is_said_to_be_missing() -> None:
+    cells = [make_cell(bits(60, 20)), make_cell(bits(60, 35), adapter="x")]
+    again = make_cell(bits(60, 20), adapter="base@again")
+    wanted = replace(QUICK, wants_noise_floor=True)
+    (gain,) = compute_gains(cells[:1], cells[1:], settings=wanted)
+    assert gain.reason.startswith("its noise floor is not known")
+    (gain,) = compute_gains(cells[:1], cells[1:], (), wanted, [again])
+    assert (gain.reason, gain.noise_floor) == ("", 0.0)

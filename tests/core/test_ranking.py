@@ -74,3 +74,36 @@ def test_ranks_follow_the_direction_and_ties_share_the_better_one() -> None:
     gains = np.asarray([0.1, 0.3, 0.3, -0.1])
     assert ranks(gains, higher_is_better=True) == [3, 1, 1, 4]
     assert ranks(gains, higher_is_better=False) == [2, 3, 3, 1]
+
+
+def test_adapters_that_answer_alike_do_not_make_the_spread_of_the_others_nothing() -> None:
+    gains = np.asarray([0.0, 0.03, 0.06, 0.07])
+    covariance = np.full((4, 4), 0.0002) + np.eye(4) * 0.0002
+    alone = shrink(gains, covariance)
+    assert alone is not None
+    # The last one twice, as a checkpoint that was copied.
+    twice = [0, 1, 2, 3, 3]
+    found = shrink(gains[twice], covariance[np.ix_(twice, twice)])
+    assert found is not None
+    assert found[:4] == pytest.approx(alone, abs=0.004)
+    assert found[3] == pytest.approx(found[4])
+
+
+def test_adapters_that_change_nothing_do_not_either() -> None:
+    covariance = np.zeros((5, 5))
+    covariance[2:, 2:] = np.full((3, 3), 0.0001) + np.eye(3) * 0.0003
+    found = shrink(np.asarray([0.0, 0.0, 0.05, 0.08, 0.1]), covariance)
+    assert found is not None
+    assert found[:2] == pytest.approx([0.0, 0.0])
+    assert found[4] > 0.07
+
+
+def test_two_adapters_one_of_them_twice_are_two() -> None:
+    covariance = np.asarray([[4.0, 2.0, 2.0], [2.0, 4.0, 4.0], [2.0, 4.0, 4.0]]) * 1e-4
+    assert shrink(np.asarray([0.1, 0.2, 0.2]), covariance) is None
+
+
+def test_gains_that_differ_by_rounding_share_a_rank() -> None:
+    gains = np.asarray([0.1, 0.1 + 1e-16, 0.1 - 1e-17, 0.2])
+    assert ranks(gains, higher_is_better=True) == [2, 2, 2, 1]
+    assert ranks(gains, higher_is_better=False) == [1, 1, 1, 4]

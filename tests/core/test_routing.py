@@ -195,3 +195,10 @@ def test_unset_values_of_unknown_settings_are_nothing(value: Any) -> None:
 @pytest.mark.parametrize("value", [0, 0.0, True, "", "none", [1]])
 def test_any_other_value_of_an_unknown_setting_is_something(value: Any) -> None:
     assert unknown_settings(PLAIN | {"new": value}, SETTINGS["LORA"]) == {"new": value}
+
+
+def test_a_dora_adapter_is_not_called_plain() -> None:
+    found = route(PLAIN | {"use_dora": True})
+    assert isinstance(found, Route)
+    assert found.lane is Lane.SHARED
+    assert found.reason.startswith("LORA with use_dora")

@@ -244,6 +244,11 @@ def test_hardware_can_be_pretended() -> None:
     assert devices[2].device == "y"
 
 
+def test_pretended_hardware_may_be_that_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETENDED", "h100")
+    assert engine(script={"hardware": "$PRETENDED"}).hardware().device == "h100"
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [

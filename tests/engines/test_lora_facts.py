@@ -48,7 +48,9 @@ def test_each_module_has_the_rank_of_its_tensors(base: Path, tmp_path: Path) -> 
         target_modules=("q_proj",),
         rank_pattern={"layers.1.self_attn.q_proj": 2},
     )
-    assert facts_of(folder, base) == AdapterFacts(ranks={QUERY.format(0): 8, QUERY.format(1): 2})
+    assert facts_of(folder, base) == AdapterFacts(
+        ranks={QUERY.format(0): 8, QUERY.format(1): 2}, config_rank=8
+    )
     assert reason(folder, base) == ""
 
 
