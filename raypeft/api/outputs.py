@@ -29,7 +29,7 @@ from raypeft.store.rows import ShardFacts, gains_table, samples_table
 from raypeft.store.store import Store
 from raypeft.store.tables import build
 
-OUTPUTS_VERSION = 2
+OUTPUTS_VERSION = 3
 
 LEFT_OUT_REASON = "deadline"
 """In the `cells` table the reason of an open cell that was left out when time was over."""

@@ -7,6 +7,7 @@ p-values speak here, "no loss found" is never put as "no loss", and what was not
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from shlex import quote
 
 from raypeft.report.morning import BaseReport, Column, Morning, Row
 from raypeft.report.standings import (
@@ -14,9 +15,13 @@ from raypeft.report.standings import (
     Tier,
     adapters_without_results,
     better_by,
+    clearest_first,
+    is_level,
+    scale,
     shrunk,
     standings,
     worst_bound,
+    worst_of,
 )
 from raypeft.report.text import clean
 
@@ -56,7 +61,7 @@ def findings(morning: Morning) -> tuple[Finding, ...]:
     for report in morning.bases:
         if report.gains:
             ranked = standings(report, adapters_without_results(morning, report.base))
-            found += _of_base(ranked, alpha=_alpha(report))
+            found += _of_base(ranked, _alpha(report), _hidden_losses(morning, report, ranked[0]))
     found += _failures(morning)
     found += _stopped(morning)
     if morning.num_open:
@@ -81,11 +86,23 @@ def _stopped(morning: Morning) -> list[Finding]:
     ]
 
 
-def _of_base(ranked: Sequence[Standing], alpha: float) -> list[Finding]:
+def _hidden_losses(morning: Morning, report: BaseReport, one: Standing) -> list[Row]:
+    """Return an adapter's losses under other metrics than those that tasks are quoted by."""
+    shown = {(column.task, column.metric, column.filter) for column in report.columns}
+    found = [
+        row
+        for row in morning.details
+        if (row["base"], row["adapter"], row["verdict"]) == (one.base, one.adapter, "loss")
+        and (row["task"], row["metric"], row["filter"]) not in shown
+    ]
+    return sorted(found, key=clearest_first)
+
+
+def _of_base(ranked: Sequence[Standing], alpha: float, hidden: Sequence[Row]) -> list[Finding]:
     best = ranked[0]
-    found = [Finding(FindingKind.SHIP, _ship(best))]
+    found = [Finding(FindingKind.SHIP, _ship(best, hidden))]
     if best.gains:
-        found.append(Finding(FindingKind.COST, _cost(best)))
+        found.append(Finding(FindingKind.COST, _cost(best, hidden)))
     found.append(Finding(FindingKind.SURE, _sure(ranked, alpha)))
     rest = ranked[1:]
     if best.gains and (others := [one for one in rest if one.tier is best.tier]):
@@ -105,10 +122,11 @@ def _alpha(report: BaseReport) -> float:
     return max((float(row["alpha"]) for row in rows), default=0.05)
 
 
-def _ship(best: Standing) -> str:
+def _ship(best: Standing, hidden: Sequence[Row]) -> str:
     base, name = clean(best.base), clean(best.adapter)
     if best.tier is Tier.GAINS_ONLY:
-        head = f"Over {base}, ship {name}: {_gain_count(best)} and no loss was found."
+        where = " under the first metric of each task" if hidden else ""
+        head = f"Over {base}, ship {name}: {_gain_count(best)} and no loss was found{where}."
         return f"{head} Clearest: {_claims(best.gains)}."
     if best.tier is Tier.MIXED:
         head = f"No adapter of {base} gains without losing elsewhere; {name} comes nearest"
@@ -138,11 +156,13 @@ def _measured(one: Standing) -> str:
     return f"{len(rows)} ({tasks}, {_count(groups, 'group')})" if groups else tasks
 
 
-def _cost(best: Standing) -> str:
+def _cost(best: Standing, hidden: Sequence[Row]) -> str:
     name = clean(best.adapter)
     parts = []
     if best.losses:
         parts.append(f"it loses {_claims(best.losses)}")
+    if hidden:
+        parts.append(f"under another metric it loses {_claims(hidden)}")
     if best.equivalent:
         parts.append(f"it is shown to stay within the margin on {_tasks(best.equivalent)}")
     if best.inconclusive:
@@ -151,6 +171,10 @@ def _cost(best: Standing) -> str:
         lacking = [clean(column.task) for column in best.missing]
         lacking += [clean(row["task"]) for row in best.refused]
         parts.append(f"it is not known on {_listed(lacking)}")
+    if not parts and len(best.gains) == 1:
+        return (
+            f"What {name} costs elsewhere was not measured: {_tasks(best.gains)} is all there is."
+        )
     if not parts:
         return f"What {name} costs elsewhere: nothing, it gains on everything that was measured."
     return f"What {name} costs elsewhere: {'; '.join(parts)}."
@@ -158,15 +182,13 @@ def _cost(best: Standing) -> str:
 
 def _worst(rows: Sequence[Row]) -> str:
     """Return how large a loss the intervals of undecided rows still allow."""
-    bounds = [(bound, row) for row in rows if (bound := worst_bound(row)) is not None and bound < 0]
-    if not bounds:
-        return ""
-    bound, row = min(bounds, key=lambda pair: pair[0] / _scale(pair[1]))
-    return f" (its interval allows a loss of {abs(bound):.3g} on {clean(row['task'])})"
-
-
-def _scale(row: Row) -> float:
-    return abs(row["baseline_value"] or 0.0) or 1.0
+    said = []
+    if (found := worst_of(rows)) is not None:
+        bound, row = found
+        said.append(f"its interval allows a loss of {abs(bound):.3g} on {clean(row['task'])}")
+    if unknown := [row for row in rows if worst_bound(row) is None]:
+        said.append(f"nothing bounds a loss on {_tasks(unknown)}")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _sight(best: Standing) -> str:
@@ -174,7 +196,7 @@ def _sight(best: Standing) -> str:
     rows = [row for row in best.inconclusive if row["smallest_detectable_gain"] is not None]
     if not rows:
         return ""
-    row = min(rows, key=lambda row: row["smallest_detectable_gain"] / _scale(row))
+    row = min(rows, key=lambda row: row["smallest_detectable_gain"] / scale(row))
     size, task = f"{row['smallest_detectable_gain']:.3g}", clean(row["task"])
     return f" Gains below {size} are easily missed even on {task}, where one sees best."
 
@@ -190,7 +212,7 @@ def _sure(ranked: Sequence[Standing], alpha: float) -> str:
         f" {_count(len(rows), 'comparison')}, corrected together for each metric{by}"
     )
     if claims:
-        text += f"; that any of a metric's is false has a chance of at most {alpha:.0%}"
+        text += f"; that any of a metric's is false has a chance of at most {100 * alpha:g}%"
     return f"{text}.{_chance(ranked[0])}"
 
 
@@ -206,10 +228,12 @@ def _chance(best: Standing) -> str:
 
 def _next(best: Standing, second: Standing) -> str:
     mean = "" if second.mean_gain is None else f" ({second.mean_gain:+.3f} on average)"
-    left, right = (f"{clean(one.base)}/{clean(one.adapter)}" for one in (second, best))
+    # Names are not ours, and this line is made to be copied into a shell.
+    left, right = (quote(f"{clean(one.base)}/{clean(one.adapter)}") for one in (second, best))
+    head = "Level with it by its numbers is" if is_level(best, second) else "Next is"
     return (
-        f"Next is {clean(second.adapter)}{mean}. Whether the first is better than it:"
-        f" `raypeft compare OUTPUT {left} {right}`."
+        f"{head} {clean(second.adapter)}{mean}. That the first is better than it is not shown here;"
+        f" whether it is: `raypeft compare OUTPUT {left} {right}`."
     )
 
 

@@ -130,7 +130,8 @@ def _base_report(base: str, results: Sequence[Row], gains: Sequence[Row]) -> Bas
     own = [row for row in results if row["base"] == base]
     # By the subject, since a base enlarged for some adapters is a baseline too, but not this one.
     baseline_rows = [row for row in own if row["adapter"] is None and row["subject"] == base]
-    columns = headline_columns(baseline_rows or own)
+    # Tasks that the baseline lacks stand behind: nobody has a gain there, which must be seen.
+    columns = headline_columns([*baseline_rows, *own])
     baseline: dict[Column, Score] = {}
     for column in columns:
         for row in baseline_rows:

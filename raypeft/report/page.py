@@ -245,11 +245,13 @@ def _trade_off(report: BaseReport, ranked: Sequence[Standing], key: str) -> Mark
         return None
     points = [
         figures.Point(
-            name=one.adapter,
+            # Who was not measured everywhere may hide its worst change.
+            name=one.adapter if one.is_complete else f"{one.adapter} (in part)",
             x=target,
             y=worst,
             kind=TIER_KINDS.get(one.tier, ""),
-            is_best=not any(
+            is_best=one.is_complete
+            and not any(
                 x >= target and y >= worst and (x, y) != (target, worst) for _, x, y in measured
             ),
         )
@@ -270,9 +272,11 @@ def _recipe_figure(
     if not name:
         return None
     points = [
-        (str(found["method"]), float(found[name]), one.mean_gain)
+        (str(found["method"]), float(number), one.mean_gain)
         for one in ranked
-        if (found := recipes.get((one.base, one.adapter), {})).get(name)
+        if isinstance(
+            number := (found := recipes.get((one.base, one.adapter), {})).get(name), int | float
+        )
         and one.mean_gain is not None
     ]
     if len({x for _, x, _ in points}) < 2:

@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from raypeft.report.findings import column_label
 from raypeft.report.morning import BaseReport, Column, Row
-from raypeft.report.standings import Standing, better_by, shrunk, worst_bound
+from raypeft.report.standings import (
+    Standing,
+    better_by,
+    scale,
+    shrunk,
+    worst_bound,
+    worst_of,
+)
 from raypeft.report.table_views import (
     MARKS,
     Cell,
@@ -36,7 +43,6 @@ def standings_table(base: str, ranked: Sequence[Standing], key: str) -> TableVie
     """Return the adapters of one base, the best first."""
     rows = []
     for one in ranked:
-        bounds = [bound for row in one.inconclusive if (bound := worst_bound(row)) is not None]
         lacking = [clean(column.task) for column in one.missing]
         rows.append(
             (
@@ -48,7 +54,7 @@ def standings_table(base: str, ranked: Sequence[Standing], key: str) -> TableVie
                     count_cell(len(own))
                     for own in (one.gains, one.losses, one.equivalent, one.inconclusive)
                 ),
-                number_cell(min(bounds) if bounds and min(bounds) < 0 else None, "+.3g"),
+                _worst_cell(one.inconclusive),
                 text_cell(", ".join([*lacking, *(clean(r["task"]) for r in one.refused)]) or None),
             )
         )
@@ -68,9 +74,22 @@ def standings_table(base: str, ranked: Sequence[Standing], key: str) -> TableVie
         note=(
             "Ordered by what may be said, then by the mean gain: over the sweep's task entries with"
             " metrics between 0 and 1, shrunk where the table has it. “Loss not ruled out” is the"
-            " worst end of an interval among the undecided columns."
+            " worst end of an interval among the undecided columns, by its share of the baseline's"
+            " value. Intervals are of one comparison."
         ),
     )
+
+
+def _worst_cell(rows: Sequence[Row]) -> Cell:
+    """Return the loss that undecided rows allow, with its task: units differ between tasks."""
+    unknown = [clean(row["task"]) for row in rows if worst_bound(row) is None]
+    if unknown:
+        return Cell(text=f"any, on {', '.join(unknown[:3])}{' …' if unknown[3:] else ''}")
+    found = worst_of(rows)
+    if found is None:
+        return Cell(text="–")
+    bound, row = found
+    return Cell(text=f"{bound:+.3g} on {clean(row['task'])}", value=bound / scale(row))
 
 
 # --- heat map ---------------------------------------------------------------------------------

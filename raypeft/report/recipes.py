@@ -3,9 +3,13 @@
 Decides which fields of PEFT's many configs a reader compares adapters by.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from raypeft.core.records import Json
+
+MOST = 10**12
+"""Whole numbers beyond are texts here: no picture holds them."""
 
 _RENAMED = {
     "r": "rank",
@@ -38,7 +42,9 @@ def recipe_of(config: Mapping[str, Json]) -> dict[str, Json]:
     for name, shown in _RENAMED.items():
         value = config.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            found.setdefault(shown, value)
+            # The file is somebody else's: 1e999 and a number of 400 digits are numbers to JSON.
+            is_sane = math.isfinite(value) if isinstance(value, float) else abs(value) < MOST
+            found.setdefault(shown, value if is_sane else str(value))
     for name, shown in _LISTS.items():
         if value := config.get(name):
             found[shown] = (

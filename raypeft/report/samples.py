@@ -7,9 +7,11 @@ here, and nothing in them is ever markup.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import TypeGuard
 
 from raypeft.core.records import Json, Request
 from raypeft.report.text import clean, excerpt
@@ -149,7 +151,8 @@ class _Book:
         sides = [
             self._answer(subject, pair, change.doc_id) for subject in (pair.baseline, pair.subject)
         ]
-        item: list[Json] = [change.doc_id, question, *sides, change.before, change.after]
+        values = [_finite(value) for value in (change.before, change.after)]
+        item: list[Json] = [change.doc_id, question, *sides, *values]
         new = [item, *self.questions[self._kept[0] :], *self.answers[self._kept[1] :]]
         return item, sum(_size(value) for value in new)
 
@@ -193,6 +196,12 @@ class _Book:
         return self._places[name]
 
 
+def _finite(value: float) -> Json:
+    # JSON has no infinity, and a page whose data cannot be read shows no documents at all. As a
+    # text of this spelling JavaScript still compares it as a number.
+    return value if math.isfinite(value) else f"{'-' if value < 0 else ''}Infinity"
+
+
 def _size(value: Json) -> int:
     # As it stands in the page: there `<`, `>`, `&` and `'` are written as escapes of six letters.
     text = json.dumps(value)
@@ -231,9 +240,9 @@ def _choice_lines(requests: Sequence[Request], responses: Json) -> list[str]:
     if not isinstance(responses, list) or len(responses) < 2:
         return []
     firsts = [call[0] if isinstance(call, list) and call else None for call in responses]
-    if not all(isinstance(f, list) and len(f) == 2 and isinstance(f[1], bool) for f in firsts):
+    values = [float(f[0]) for f in firsts if _is_likelihood(f)]
+    if len(values) < len(firsts):
         return []
-    values = [float(first[0]) for first in firsts if first is not None]
     top = max(values)
     lines = []
     for number, value in enumerate(values[:MAX_CHOICES]):
@@ -243,6 +252,15 @@ def _choice_lines(requests: Sequence[Request], responses: Json) -> list[str]:
     if len(values) > MAX_CHOICES:
         lines.append(f"  … and {len(values) - MAX_CHOICES} more choices")
     return lines
+
+
+def _is_likelihood(first: Json) -> TypeGuard[list[int | float]]:
+    return (
+        isinstance(first, list)
+        and len(first) == 2
+        and isinstance(first[0], int | float)
+        and isinstance(first[1], bool)
+    )
 
 
 def _text_lines(responses: Json, filtered: Json) -> list[str]:

@@ -91,7 +91,7 @@ def _standing(
 ) -> Standing:
     by_verdict = {
         verdict: tuple(
-            sorted((r for r in rows.values() if r["verdict"] == verdict), key=_clearest_first)
+            sorted((r for r in rows.values() if r["verdict"] == verdict), key=clearest_first)
         )
         for verdict in ("gain", "loss", "equivalent", "inconclusive", "refused")
     }
@@ -120,12 +120,13 @@ def _tier(num_gains: int, num_losses: int, num_rows: int) -> Tier:
 
 def _order(one: Standing) -> tuple[float, ...]:
     # What has not been measured everywhere may hide a loss, so it stands behind what has.
-    mean = -one.mean_gain if one.mean_gain is not None else 0.0
+    # Rounded, since equal means of shrunk gains differ in their last digits.
+    mean = -round(one.mean_gain, 9) if one.mean_gain is not None else 0.0
     rest = (len(one.losses) - len(one.gains), float(one.mean_gain is None))
     return (TIERS.index(one.tier), float(not one.is_complete), mean, *rest)
 
 
-def _clearest_first(row: Row) -> tuple[float, float]:
+def clearest_first(row: Row) -> tuple[float, float]:
     """Order rows by corrected p; equal ones by how many standard errors the gain is."""
     error, gain = row["standard_error"], row["gain"]
     p = row["p_corrected"]
@@ -165,6 +166,26 @@ def worst_bound(row: Row) -> float | None:
     ends = [better_by(row, row["low"]), better_by(row, row["high"])]
     known = [end for end in ends if end is not None]
     return min(known) if len(known) == 2 else None
+
+
+def scale(row: Row) -> float:
+    """Return by what differences of metrics of different units are made alike: the baseline."""
+    return abs(row["baseline_value"] or 0.0) or 1.0
+
+
+def worst_of(rows: Sequence[Row]) -> tuple[float, Row] | None:
+    """Return the largest loss that the intervals of rows allow, as a share of the baseline.
+
+    Returns:
+        The bound, negative and in its metric's own unit, and its row; None where none allows any.
+    """
+    bounds = [(bound, row) for row in rows if (bound := worst_bound(row)) is not None and bound < 0]
+    return min(bounds, key=lambda pair: pair[0] / scale(pair[1]), default=None)
+
+
+def is_level(one: Standing, other: Standing) -> bool:
+    """Return whether two adapters stand in the order of the table and not of their numbers."""
+    return _order(one) == _order(other)
 
 
 def averaged_columns(report: BaseReport) -> tuple[Column, ...]:

@@ -305,7 +305,7 @@ def _table(title: str, style: str = "") -> Table:
 def _legend() -> Text:
     return Text(
         "▲ gain, ▼ loss (significant after correction for all comparisons), ≈ equivalent, "
-        "· inconclusive, ✗ refused; [interval of the difference, or the baseline]",
+        "· inconclusive, ✗ refused; [interval of the difference, or the baseline, taken alone]",
         style="dim",
     )
 

@@ -209,3 +209,10 @@ def test_names_that_the_sweep_does_not_have_are_errors(planted: Planted, tmp_pat
         api.gate(output, policy)
     assert "no task or group 'quiz_c'; there are quiz_a, quiz_b" in str(raised.value)
     assert "matches tiny; there are large, small" in str(raised.value)
+
+
+def test_a_metric_that_no_subject_has_is_an_error(planted: Planted, tmp_path: Path) -> None:
+    policy = "{targets: [quiz_a], guards: [{task: quiz_b, metric: acuracy, margin: 0.5}]}"
+    with pytest.raises(SpecError) as raised:
+        api.gate(planted(), policy_file(tmp_path, policy))
+    assert "quiz_b has no metric or filter 'acuracy'; there are acc,none" in str(raised.value)

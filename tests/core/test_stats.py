@@ -11,6 +11,7 @@ from raypeft.core.stats import (
     Comparison,
     Outcome,
     compare,
+    documents_needed,
     holm,
     mcnemar,
     smallest_detectable_gain,
@@ -328,3 +329,9 @@ def test_intervals_cover_the_truth_as_often_as_stated_on_skewed_data() -> None:
     covered = np.mean([(r.low or 0.0) <= 1.0 <= (r.high or 0.0) for r in results])
     # BCa at n = 60 on an exponential: 93 to 94 % (Efron & Tibshirani 1993, ch. 14).
     assert 0.92 <= covered <= 0.965
+
+
+def test_the_documents_that_are_asked_for_are_rather_too_many() -> None:
+    assert documents_needed(0.1, 0.2, 200) == math.ceil(800 * 1.1)
+    assert documents_needed(0.0, 0.2, 200) is documents_needed(0.1, None, 200) is None
+    assert documents_needed(1e-9, 0.2, 200) is None

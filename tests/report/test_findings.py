@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 from raypeft.report.findings import FindingKind, findings
-from raypeft.report.morning import Morning
-from tests.support.gain_rows import failed_cell, gain_row, morning_of
+from raypeft.report.morning import Morning, summarise
+from tests.support.gain_rows import failed_cell, gain_row, morning_of, result_row
 
 
 def said(morning: Morning, kind: FindingKind) -> list[str]:
@@ -39,7 +41,7 @@ def test_what_an_adapter_costs_elsewhere_names_what_the_data_do_not_rule_out() -
 
 
 def test_an_adapter_that_gains_everywhere_costs_nothing_that_was_measured() -> None:
-    morning = morning_of([gain_row("one", "red", "gain")])
+    morning = morning_of([gain_row("one", task, "gain") for task in ("red", "blue")])
     (text,) = said(morning, FindingKind.COST)
     assert text == "What one costs elsewhere: nothing, it gains on everything that was measured."
 
@@ -144,3 +146,57 @@ def test_an_unfinished_run_is_said_to_be_provisional() -> None:
         [gain_row("one", "red", "gain")], [failed_cell("two", "red", state="open")]
     )
     assert said(morning, FindingKind.OPEN)[0].startswith("1 of 1 cells have no result yet")
+
+
+def test_where_one_task_was_measured_nothing_is_said_of_elsewhere() -> None:
+    (text,) = said(morning_of([gain_row("one", "red", "gain")]), FindingKind.COST)
+    assert text == "What one costs elsewhere was not measured: red is all there is."
+
+
+def test_a_loss_under_another_metric_is_not_kept_back() -> None:
+    first = [gain_row("one", task, "gain") for task in ("red", "blue")]
+    other = gain_row("one", "red", "loss", -0.3, metric="acc_norm")
+    morning = replace(morning_of(first), details=(*first, other))
+    (text,) = said(morning, FindingKind.SHIP)
+    assert "no loss was found under the first metric of each task." in text
+    (text,) = said(morning, FindingKind.COST)
+    assert "under another metric it loses -0.3 acc_norm on red" in text
+
+
+def test_a_task_that_the_baseline_failed_on_is_not_known() -> None:
+    gains = [
+        gain_row("one", "red", "gain"),
+        gain_row("one", "blue", "refused", None, reason="there is no baseline"),
+    ]
+    results = [result_row("red"), result_row("blue", subject="base/one", adapter="one")]
+    (text,) = said(summarise(results, gains, []), FindingKind.COST)
+    assert text == "What one costs elsewhere: it is not known on blue."
+
+
+def test_a_loss_that_nothing_bounds_is_named() -> None:
+    morning = morning_of(
+        [
+            gain_row("one", "red", "gain"),
+            gain_row("one", "blue", "inconclusive", 0.0, low=None, high=None),
+        ]
+    )
+    (text,) = said(morning, FindingKind.COST)
+    assert "undecided on blue (nothing bounds a loss on blue)" in text
+
+
+def test_the_first_of_equals_is_not_said_to_be_better() -> None:
+    morning = morning_of([gain_row(name, "red", "gain") for name in ("one", "two")])
+    (text,) = said(morning, FindingKind.NEXT)
+    assert text.startswith("Level with it by its numbers is two")
+    assert "That the first is better than it is not shown here" in text
+
+
+def test_a_command_that_is_made_to_be_copied_runs_nothing_else() -> None:
+    morning = morning_of([gain_row(name, "red", "gain") for name in ("one", "a; rm -rf ~")])
+    (text,) = said(morning, FindingKind.NEXT)
+    assert "OUTPUT 'base/a; rm -rf ~' base/one`" in text
+
+
+def test_a_small_level_is_not_rounded_to_nothing() -> None:
+    (text,) = said(morning_of([gain_row("one", "red", "gain", alpha=0.001)]), FindingKind.SURE)
+    assert "a chance of at most 0.1%" in text

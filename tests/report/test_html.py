@@ -7,7 +7,9 @@ from raypeft.report import figures
 from raypeft.report.html import content_policy, render_html
 from raypeft.report.morning import headline_columns, summarise
 from raypeft.report.page import Page, SweepFacts, build_page
+from raypeft.report.page_tables import standings_table
 from raypeft.report.recipes import recipe_of, varying_number
+from raypeft.report.standings import standings
 from raypeft.report.svg import drawing, to_svg
 from tests.support.gain_rows import gain_row, morning_of, result_row
 
@@ -139,3 +141,32 @@ def test_a_base_without_adapters_has_a_page_of_its_baseline() -> None:
     html = render_html(build_page(facts))
     assert "no adapter has a result yet" in html
     assert 'data-value="0.75"' in html
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), -(10**30)])
+def test_a_recipe_of_absurd_numbers_is_shown_and_breaks_no_picture(value: float) -> None:
+    absurd = recipe_of({"peft_type": "$\\frac$", "r": value, "target_modules": ["<script>"]})
+    assert absurd["rank"] == str(value)
+    recipes = RECIPES | {("base", "one"): absurd, ("base", "three"): RECIPES["base", "one"]}
+    facts = SweepFacts(
+        title="s", place="p", version="1", morning=morning_of(GAINS), results=[], cells=[],
+        recipes=recipes,
+    )  # fmt: skip
+    html = render_html(build_page(facts))
+    assert str(value)[:20] in html
+    assert "<script>&" not in html
+
+
+def test_losses_of_different_units_are_compared_by_their_baselines() -> None:
+    ppl = {"metric": "ppl", "higher_is_better": False, "baseline_value": 50.0}
+    rows = [
+        gain_row("one", "wiki", "inconclusive", 0.5, low=-0.5, high=1.5, **ppl),
+        gain_row("one", "red", "inconclusive", 0.0, low=-0.1, high=0.1),
+        gain_row("two", "red", "inconclusive", 0.0, low=None, high=None),
+    ]
+    morning = morning_of(rows, wiki={"metric": "ppl", "higher_is_better": False, "value": 50.0})
+    (report,) = morning.bases
+    view = standings_table("base", standings(report), "k")
+    place = [head.text for head in view.heads].index("loss not ruled out")
+    shown = {line[0].text: line[place].text for line in view.rows}
+    assert shown == {"one": "-0.1 on red", "two": "any, on red"}

@@ -1,4 +1,6 @@
 import json
+import math
+from dataclasses import replace
 
 from raypeft.core.records import Json, Request
 from raypeft.report.samples import Asked, Pair, answer_value, per_pair, question_value, sample_data
@@ -127,3 +129,17 @@ def test_fewer_documents_of_each_pair_are_looked_up_where_pairs_are_many() -> No
     assert per_pair(1) == 11
     assert per_pair(384) == 4
     assert per_pair(100_000) == 2
+
+
+def test_infinite_values_stay_json_that_a_browser_reads() -> None:
+    found = pair("one", 0)
+    odd = Change(doc_id=1, before=-math.inf, after=math.inf, is_better=True)
+    changes = replace(found.changes, better=(odd,), num_better=1)
+    data = sample_data([replace(found, changes=changes)], {}, {})
+    text = json.dumps(data, allow_nan=False)
+    assert '"-Infinity", "Infinity"' in text
+
+
+def test_choices_without_a_number_are_shown_as_what_they_are() -> None:
+    (text, _) = answer_value((), texts([[[None, True]], [[-1.0, False]]]))
+    assert "[null, true]" in str(text)
