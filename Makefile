@@ -7,6 +7,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 BUILD := build
 DEMO ?= demo-run
+# With how many seeds `make chaos` breaks things.
+SEEDS ?= 10
 # Which vLLM the tests bring along: `cpu`, or `no` where its CPU build does not exist.
 VLLM ?= cpu
 # The browser that the tests of the HTML report open; BROWSER=no leaves them out.
@@ -29,7 +31,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
 # The tests' models are tiny: threads that wait for each other take ten times as long as one.
-test fast test-marked: export OMP_NUM_THREADS := 1
+test fast test-marked chaos: export OMP_NUM_THREADS := 1
 export CHROMIUM
 
 # These need what is not here; run them with `make test-marked M=gpu`. Asked again when a recipe
@@ -37,7 +39,7 @@ export CHROMIUM
 HAS_BROWSER = $(if $(filter no,$(BROWSER)),,$(CHROMIUM))
 ELSEWHERE = not gpu$(if $(VLLM_STAMP),, and not vllm)$(if $(HAS_BROWSER),, and not browser)
 
-.PHONY: help setup browser lint fast test test-marked demo clean
+.PHONY: help setup browser lint fast test chaos test-marked demo clean
 
 help: ## Say what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -82,6 +84,9 @@ fast: $(STAMP) ## Run the tests that need neither torch nor Ray: under a minute.
 
 test: lint browser $(VLLM_STAMP) ## Run every check that needs no GPU.
 	$(PY) -m pytest -m "$(ELSEWHERE)"
+
+chaos: $(STAMP) ## Break a Ray cluster with many seeds: make chaos SEEDS=50.
+	$(PY) -m pytest tests/chaos -k seed --chaos-seeds $(SEEDS)
 
 test-marked: $(STAMP) $(VLLM_STAMP) ## Run the tests of one marker: make test-marked M=gpu.
 	$(PY) -m pytest -m "$(M)"

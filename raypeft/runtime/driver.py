@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+from raypeft.core.document_shards import shard_digest, shard_of_documents
 from raypeft.core.events import (
     CellScored,
     Command,
     Event,
     GiveUp,
+    Heartbeat,
+    LeaveOut,
     RunUnit,
     ScoreCell,
     ScoreFailed,
+    SlotLost,
+    SlotReady,
     StartSlot,
     StopRequested,
     StopSlot,
@@ -28,11 +33,14 @@ from raypeft.core.events import (
     UnitDone,
     UnitFailed,
 )
+from raypeft.core.interim import LookSettings
 from raypeft.core.plan import Cell, Plan, Unit
 from raypeft.core.records import (
     Answer,
+    EngineSpec,
     Failure,
     FailureKind,
+    Hardware,
     RequestSet,
     Scored,
     UnitAnswers,
@@ -43,6 +51,7 @@ from raypeft.engines.travel import content_key, read_adapter_bytes
 from raypeft.errors import Interrupted, SetupError, StoreError
 from raypeft.runtime.failures import failure_from
 from raypeft.runtime.lines import line_of
+from raypeft.runtime.looking import Looking
 from raypeft.runtime.meter import Meter, Outcome, Progress
 from raypeft.runtime.ports import (
     CallDone,
@@ -55,12 +64,20 @@ from raypeft.runtime.ports import (
     UnitWork,
 )
 from raypeft.runtime.stopping import Stop, stopping
+from raypeft.runtime.work import look as look_with_harness
 from raypeft.runtime.work import score as score_with_harness
 
 ScoreFunction: TypeAlias = Callable[[RequestSet, Sequence[Answer], Sequence[str]], Scored]
 
+AfterLoss: TypeAlias = Callable[[EngineSpec, Hardware, Failure], EngineSpec]
+
 WAIT_SECONDS = 1.0
 """How soon a signal or an expired limit is noticed while nothing happens."""
+
+
+def as_before(spec: EngineSpec, hardware: Hardware, failure: Failure) -> EngineSpec:
+    """Return what a slot was started with: its loss has taught nothing."""
+    return spec
 
 
 def drive(
@@ -75,6 +92,8 @@ def drive(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     drain: bool = False,
     score: ScoreFunction = score_with_harness,
+    after_loss: AfterLoss = as_before,
+    looks: LookSettings | None = None,
 ) -> Outcome:
     """Answer and score what a plan leaves to do.
 
@@ -89,6 +108,9 @@ def drive(
         on_progress: Told after every round.
         drain: Whether what runs may finish after the first signal.
         score: Module-level function that scores one cell.
+        after_loss: Told of a slot that was lost for lack of memory; returns what the next ones of
+            its base are started with.
+        looks: Which cells are looked at while they are answered, and stopped if they are hopeless.
 
     Raises:
         Interrupted: After Ctrl-C or SIGTERM; what was finished is stored.
@@ -102,7 +124,7 @@ def drive(
     if not pool.is_parallel:
         # Slots that take turns also wait for one another, which is nobody's fault.
         policy = dataclasses.replace(policy, unit_timeout_seconds=None, start_timeout_seconds=None)
-    world = _World(pool, sink, clock, request_sets, tuple(include_path), score)
+    world = _World(pool, sink, clock, request_sets, tuple(include_path), score, after_loss, looks)
     run = _Run(plan, policy, world)
     try:
         with stopping() as stop:
@@ -125,6 +147,8 @@ class _World:
     request_sets: Callable[[str], RequestSet]
     include_path: tuple[str, ...]
     score: ScoreFunction
+    after_loss: AfterLoss
+    looks: LookSettings | None
 
 
 class _Run:
@@ -140,9 +164,16 @@ class _Run:
         self._events: deque[PoolEvent | Event] = deque()
         self._calls: dict[str, tuple[str, int]] = {}
         self._shared: set[str] = set()
+        self._engines = dict(plan.engines)
+        """What the next slot of each base is started with."""
+        self._bases: dict[str, str] = {}
+        self._hardware: dict[str, Hardware] = {}
         finished = set(plan.done)
         unfinished = [cell for cell in plan.cells.values() if cell.key not in finished]
         self._users = Counter(key for cell in unfinished for key in self._uses(cell))
+        looks = world.looks or LookSettings(baselines={})
+        self._looking = Looking(plan, looks, at_once=policy.scoring)
+        self._looking.begin(self._state)
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -158,13 +189,19 @@ class _Run:
                 # First only begin nothing new: what has just come is still current, and stored.
                 self._step(StopRequested(stop.signal_name, drain=True))
             self._handle_all()
+            self._look()
             if self._state.stop == StopRequested(stop.signal_name, drain=True) and not drain:
                 self._step(StopRequested(stop.signal_name, drain=False))
             self._step(Tick(self._clock()))
             on_progress(self._meter.progress(self._state, self._clock()))
         if self._state.stop is not None:
             raise Interrupted(self._state.stop.reason)
-        return self._meter.outcome(self._state, self._clock())
+        for cell, problem in self._looking.interim.problems.items():
+            line = {"event": "not_looked_at", "cell": cell, "reason": problem}
+            with _writing("the journal"):
+                self._sink.note(line)
+        outcome = self._meter.outcome(self._state, self._clock())
+        return dataclasses.replace(outcome, not_looked_at=self._looking.interim.problems)
 
     def rescue(self) -> None:
         """Store what can still be stored after the sink has failed once, then close the pool."""
@@ -190,10 +227,13 @@ class _Run:
                     self._step(self._store_answers(event))
                 else:
                     self._note(event, dropped=True)
+            case CallDone(call) | CallFailed(call) if self._looking.is_look(call):
+                given = event.result if isinstance(event, CallDone) else event.failure
+                self._events.extend(self._looking.ended(call, given))
             case CallDone(call) | CallFailed(call):
-                cell, attempt = self._calls[call]
+                cell, attempt = self._calls.pop(call, ("", 0))
                 if self._state.scoring.get(cell) != attempt:
-                    pass  # begun before a stop
+                    pass  # begun before a stop, or told before
                 elif isinstance(event, CallDone):
                     self._step(self._store_scored(cell, attempt, event.result))
                 else:
@@ -203,11 +243,26 @@ class _Run:
 
     def _step(self, event: Event) -> None:
         self._meter.see(event, self._clock())
-        if not isinstance(event, Tick):
+        if not isinstance(event, Tick | Heartbeat):
             self._note(event)
+        self._learn(event)
         self._carry_out(step(self._state, event))
+        if isinstance(event, UnitDone):
+            answered = (cell for cell, failure in event.outcomes.items() if failure is None)
+            self._looking.unit_stored(self._state.units[event.unit_id], answered, self._state)
         if isinstance(event, CellScored):
             self._forget(event.cell)
+
+    def _learn(self, event: Event) -> None:
+        """Start the next slots of a base with less, if one was lost for lack of memory."""
+        match event:
+            case SlotReady(slot, hardware):
+                self._hardware[slot] = hardware
+            case SlotLost(slot, Failure(FailureKind.OUT_OF_MEMORY) as failure):
+                if slot in self._state.slots and slot in self._hardware:
+                    base = self._bases[slot]
+                    spec, hardware = self._engines[base], self._hardware[slot]
+                    self._engines[base] = self._world.after_loss(spec, hardware, failure)
 
     # --- what the schedule wants done ---------------------------------------------------------
 
@@ -217,7 +272,8 @@ class _Run:
             self._note(command)
             match command:
                 case StartSlot(slot, base):
-                    self._pool.start_slot(slot, self._plan.engines[base])
+                    self._bases[slot] = base
+                    self._pool.start_slot(slot, self._engines[base])
                 case StopSlot(slot):
                     self._pool.stop_slot(slot)
                 case RunUnit():
@@ -228,11 +284,19 @@ class _Run:
                     with _writing(f"the failure of cell {cell}"):
                         self._sink.gave_up(cell, failure, attempts)
                     self._forget(cell)
+                case LeaveOut(cell):
+                    self._forget(cell)
 
     def _run_unit(self, command: RunUnit) -> None:
         unit = _narrowed(self._state.units[command.unit_id], command.cells)
+        index, count = unit.shard_index, unit.shard_count
+        key, part, shard = unit.request_set, RequestSet.for_slot, (index, count)
+        if unit.by_documents:
+            # To an engine it is all there is: its batches are of these documents alone.
+            key, shard = shard_digest(unit.request_set, index, count), (0, 1)
+            part = partial(_documents_for_slot, index=index, count=count)
         try:
-            self._share(unit.request_set, lambda full: full.for_slot(), unit.request_set)
+            self._share(key, part, unit.request_set)
         except (StoreError, OSError) as error:
             failure = _unreadable(error)
             failed = UnitFailed(command.slot, unit.id, command.attempt, failure)
@@ -241,9 +305,9 @@ class _Run:
         self._offer_adapters(unit)
         work = UnitWork(
             unit_id=unit.id,
-            request_set=unit.request_set,
-            shard_index=unit.shard_index,
-            shard_count=unit.shard_count,
+            request_set=key,
+            shard_index=shard[0],
+            shard_count=shard[1],
             subjects=tuple(self._plan.subjects[subject] for subject in unit.subjects),
         )
         self._pool.submit(command.slot, work, command.attempt)
@@ -262,6 +326,31 @@ class _Run:
         self._pool.submit_call(
             call, self._world.score, Shared(key), answers, self._world.include_path
         )
+
+    def _look(self) -> None:
+        """Begin the looks that there is room for."""
+        for look in self._looking.take(self._state):
+            cell = self._plan.cells[look.cell]
+            key = _score_key(cell.request_set)
+            try:
+                self._share(key, lambda full: full, cell.request_set)
+                if cell.by_documents and cell.shards == look.count:
+                    answers = tuple(self._sink.load_shard(cell, look.index))
+                else:
+                    answers = tuple(self._sink.load_answers(cell))
+            except (StoreError, OSError) as error:
+                self._events.append(CallFailed(look.call, _unreadable(error)))
+                continue
+            self._pool.submit_call(
+                look.call,
+                look_with_harness,
+                Shared(key),
+                look.index,
+                look.count,
+                answers,
+                self._looking.interim.settings.metric,
+                self._world.include_path,
+            )
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -317,8 +406,11 @@ class _Run:
     def _uses(self, cell: Cell) -> tuple[str, ...]:
         """Return the keys of what a cell needs shared or offered."""
         adapter = self._plan.subjects[cell.subject].opened
-        request_set = (cell.request_set, _score_key(cell.request_set))
-        return request_set if adapter is None else (*request_set, content_key(adapter))
+        request_set = [cell.request_set, _score_key(cell.request_set)]
+        if cell.by_documents:
+            count = cell.shards
+            request_set += [shard_digest(cell.request_set, at, count) for at in range(count)]
+        return tuple(request_set if adapter is None else [*request_set, content_key(adapter)])
 
     def _forget(self, cell: str) -> None:
         """Free the memory of request sets and adapters that no unfinished cell uses any more."""
@@ -327,6 +419,10 @@ class _Run:
             if self._users[key] == 0:
                 self._shared.discard(key)
                 self._pool.release(key)
+
+
+def _documents_for_slot(full: RequestSet, index: int, count: int) -> RequestSet:
+    return shard_of_documents(full, index, count).for_slot()
 
 
 def _score_key(digest: str) -> str:

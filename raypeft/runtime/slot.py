@@ -5,6 +5,8 @@ values, so that nothing has to be unpickled to learn what went wrong; how a slot
 reached and stopped is the pool's business.
 """
 
+import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,6 @@ from raypeft.core.records import (
     Adapter,
     EngineSpec,
     Failure,
-    FailureKind,
     Hardware,
     RequestSet,
     Shard,
@@ -25,8 +26,11 @@ from raypeft.core.records import (
 from raypeft.engines.base import Engine, Learning
 from raypeft.engines.travel import LocalAdapters, content_key, reads_adapters
 from raypeft.errors import CellError, EngineFatalError
-from raypeft.runtime.failures import failure_from, load_failure_from, traceback_text
+from raypeft.runtime.failures import failure_from, kind_of, load_failure_from, traceback_text
+from raypeft.runtime.logs import CELLS_LOGGER, about, begin_in_slot
 from raypeft.runtime.ports import Bring, Build, UnitWork
+
+_logger = logging.getLogger(CELLS_LOGGER)
 
 MAX_REQUEST_SETS = 16
 """Request sets a slot keeps. The schedule stays on one subject and walks through the tasks, so
@@ -57,6 +61,9 @@ class Wanted:
     adapters: tuple[str, ...]
 
 
+_NAMES = {UnitAnswers: "answered", Broken: "failed", Wanted: "waits for adapters"}
+
+
 class Slot:
     """One loaded base.
 
@@ -69,6 +76,7 @@ class Slot:
     def __init__(
         self, spec: EngineSpec, build: Build, adapters: LocalAdapters | None = None
     ) -> None:
+        begin_in_slot(os.environ)
         self._spec = spec
         self._build = build
         self._adapters = adapters or LocalAdapters()
@@ -101,10 +109,18 @@ class Slot:
             fetch: Brings its request set; called only if the slot does not have it.
             bring: Brings adapters, by content key; called only for those its node does not have.
         """
+        with about(unit_id=work.unit_id, subjects=[subject.id for subject in work.subjects]):
+            answered = self._run(work, fetch, bring or {})
+            _logger.info("unit %s", _NAMES[type(answered)])
+            return answered
+
+    def _run(
+        self, work: UnitWork, fetch: Callable[[], RequestSet], bring: Mapping[str, Bring]
+    ) -> UnitAnswers | Broken | Wanted:
         started = time.perf_counter()
         try:
             engine = self._loaded()
-            found = self._with_local_files(work.subjects, bring or {})
+            found = self._with_local_files(work.subjects, bring)
             if isinstance(found, Wanted):
                 return found
             shard = Shard(self._request_set(work, fetch), work.shard_index, work.shard_count)
@@ -113,7 +129,7 @@ class Slot:
             hardware = engine.hardware()
             limits = dict(engine.row_limits) if isinstance(engine, Learning) else {}
         except EngineFatalError as error:
-            failure = Failure(FailureKind.CRASHED, error.message, True, traceback_text(error))
+            failure = Failure(kind_of(error.kind), error.message, True, traceback_text(error))
             return Broken(failure, is_fatal=True)
         except Exception as error:  # noqa: BLE001 - a failure becomes an event here
             return Broken(failure_from(error), is_fatal=False)

@@ -23,6 +23,15 @@ class Stop:
     signal_name: str = ""
 
 
+_begun: list[Stop] = []
+"""The requests that signals turn into, the innermost last."""
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked for an end; for whoever waits and is not the driver's loop."""
+    return any(stop.signal_name for stop in _begun)
+
+
 @contextmanager
 def stopping() -> Iterator[Stop]:
     """Turn the first signal into a request; a second one raises `Interrupted` at once.
@@ -42,9 +51,11 @@ def stopping() -> Iterator[Stop]:
         stop.signal_name = name
 
     previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+    _begun.append(stop)
     try:
         yield stop
     finally:
+        _begun.remove(stop)
         for number, handler in previous.items():
             # None: the handler was not installed from Python and cannot be put back from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

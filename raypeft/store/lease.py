@@ -1,21 +1,33 @@
 """The lease on a sweep's output: one driver at a time, and a dead one's place can be taken.
 
 Two drivers on one output would answer everything twice and write over each other's tables. The
-holder renews its lease while it lives; one that was not renewed for a while, or whose process is
-gone from this machine, can be taken over. Times are given by the caller.
+holder renews its lease while it lives; one whose process is gone from this machine, or that was
+not renewed for a while elsewhere, can be taken over. A holder that finds another in its place,
+because it was paused for too long, has lost it and must end. Times are given by the caller.
+
+On a local disk the lease is made by linking a file to its name, which only one of two drivers can
+do; object stores have nothing alike, and there the last of two that start at once has it: the
+other one finds that out when it next renews.
 
 The store needs no lease: there the first file of a name wins, and all files of a name are alike.
 """
 
+import errno
 import json
 import os
 import platform
+import secrets
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from raypeft.errors import SetupError
 from raypeft.store.files import Folder, Location
 
 LEASE_FILE = "lease.json"
+
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+"""What file systems without hard links say; there it is as on an object store."""
 
 RENEW_SECONDS = 10.0
 """How often a holder renews."""
@@ -34,35 +46,66 @@ class Lease:
         pid: The process.
         began_seconds: When it took the lease, in seconds since the epoch.
         renewed_seconds: When it last said that it lives.
+        machine: Which boot of which machine, and which of its process tables: containers may have
+            one name and not see one another's processes.
+        process: When the process began, by the machine's own count: ids are used again.
+        token: Tells this lease from an earlier one of the same process.
     """
 
     host: str
     pid: int
     began_seconds: float
     renewed_seconds: float
+    machine: str = ""
+    process: str = ""
+    token: str = ""
 
     def is_alive(self, now_seconds: float) -> bool:
         """Return whether the holder still works, as far as can be told from here."""
-        if self.host == platform.node():
-            return _process_exists(self.pid)
+        if self.machine == _machine() if self.machine else self.host == platform.node():
+            return _process_exists(self.pid) and self.process in ("", _process(self.pid))
         return now_seconds - self.renewed_seconds < STALE_SECONDS
 
 
 class LeaseHolder:
     """Holds the lease on an output; made by `take_lease`."""
 
-    def __init__(self, folder: Folder, lease: Lease) -> None:
-        self._folder = folder
+    def __init__(self, output: Location, lease: Lease) -> None:
+        self._output = output
+        self._folder = Folder(output)
         self._lease = lease
 
     def renew(self, now_seconds: float) -> None:
-        """Say that this driver lives."""
+        """Say that this driver lives.
+
+        Raises:
+            LeaseLostError: If another driver has taken its place, or the lease was removed.
+            SetupError: If it cannot be written.
+        """
+        self._check(now_seconds)
         self._lease = replace(self._lease, renewed_seconds=now_seconds)
         _write(self._folder, self._lease)
 
     def release(self) -> None:
-        """Give the lease back."""
-        self._folder.remove(LEASE_FILE)
+        """Give the lease back, if it is still this driver's."""
+        found = read_lease(self._output)
+        if found is not None and found.token == self._lease.token:
+            self._folder.remove(LEASE_FILE)
+
+    def _check(self, now_seconds: float) -> None:
+        found = read_lease(self._output)
+        if found is None or found.token != self._lease.token:
+            place = self._folder.place()
+            whose = "nobody" if found is None else f"process {found.pid} on {found.host}"
+            idle = now_seconds - self._lease.renewed_seconds
+            raise LeaseLostError(
+                f"{place} is now worked on by {whose}: this run was silent for {idle:.0f} s",
+                "let the other one finish; what this one has finished is stored",
+            )
+
+
+class LeaseLostError(SetupError):
+    """Another driver works on the output."""
 
 
 def read_lease(output: Location) -> Lease | None:
@@ -85,13 +128,59 @@ def take_lease(output: Location, now_seconds: float) -> LeaseHolder:
     held = read_lease(output)
     if held is not None and held.is_alive(now_seconds) and not _is_mine(held):
         raise _refusal(output, held, now_seconds)
-    lease = Lease(platform.node(), os.getpid(), now_seconds, now_seconds)
+    lease = Lease(
+        host=platform.node(),
+        pid=os.getpid(),
+        began_seconds=now_seconds,
+        renewed_seconds=now_seconds,
+        machine=_machine(),
+        process=_process(os.getpid()),
+        token=secrets.token_hex(8),
+    )
     folder = Folder(output)
-    _write(folder, lease)
+    if folder.is_local:
+        _put_first(folder, lease, held)
+    else:
+        _write(folder, lease)
     found = read_lease(output)
-    if found is not None and not _is_mine(found):  # both started at once; the last one has it
-        raise _refusal(output, found, now_seconds)
-    return LeaseHolder(folder, lease)
+    if found is None or found.token != lease.token:  # both started at once
+        raise _refusal(output, found or lease, now_seconds)
+    return LeaseHolder(output, lease)
+
+
+def _put_first(folder: Folder, lease: Lease, held: Lease | None) -> None:
+    """Put a lease into the place of a dead one, unless another driver was quicker."""
+    path = folder.local_path(LEASE_FILE)
+    own = path.with_name(f".{LEASE_FILE}.{lease.token}")
+    folder.write(own.name, _encoded(lease))
+    try:
+        if path.exists():
+            # Out of the way first: of two drivers only one can move it, and then see whose it was.
+            aside = own.with_suffix(".old")
+            with suppress(FileNotFoundError):
+                path.rename(aside)
+                _put_back_unless(aside, path, held)
+        with suppress(FileExistsError):  # read back by the caller, and then it is another's
+            os.link(own, path)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            _write(folder, lease)
+            return
+        raise SetupError(f"{path} cannot be written: {error}") from error
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _put_back_unless(aside: Path, path: Path, held: Lease | None) -> None:
+    """Remove what was moved aside; a lease that is not the dead one goes back to its place."""
+    try:
+        moved = json.loads(aside.read_bytes()).get("token", "")
+    except (ValueError, AttributeError):
+        moved = None  # torn, and so nobody's
+    if moved is not None and moved != (held.token if held else None):
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
 
 
 def _refusal(output: Location, held: Lease, now_seconds: float) -> SetupError:
@@ -102,12 +191,17 @@ def _refusal(output: Location, held: Lease, now_seconds: float) -> SetupError:
     )
 
 
+def _encoded(lease: Lease) -> bytes:
+    return json.dumps(asdict(lease)).encode()
+
+
 def _write(folder: Folder, lease: Lease) -> None:
-    folder.write(LEASE_FILE, json.dumps(asdict(lease)).encode())
+    folder.write(LEASE_FILE, _encoded(lease))
 
 
 def _is_mine(lease: Lease) -> bool:
-    return (lease.host, lease.pid) == (platform.node(), os.getpid())
+    here = (platform.node(), os.getpid(), _process(os.getpid()))
+    return (lease.host, lease.pid, lease.process or here[2]) == here
 
 
 def _process_exists(pid: int) -> bool:
@@ -118,3 +212,24 @@ def _process_exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _process(pid: int) -> str:
+    """Return when a process began, as the kernel counts; empty where there is no /proc."""
+    with suppress(OSError, IndexError):
+        # The name stands in brackets, and may hold both brackets and spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "ended" if fields[0] in _ENDED else fields[19]
+    return ""
+
+
+_ENDED = ("Z", "X")
+"""Killed, and only waiting for its parent to ask how it ended."""
+
+
+def _machine() -> str:
+    """Return which boot of a machine this is, and whose processes it sees; empty if unknown."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    return ""

@@ -199,6 +199,17 @@ def test_a_prepared_actor_becomes_the_next_slot(pool: RayPool) -> None:
     assert len(actors()) == 2  # no more than fit, however many were expected
 
 
+def test_an_actor_prepared_for_another_engine_becomes_no_slot_of_this_one(pool: RayPool) -> None:
+    pool.prepare_slots(1, "another")
+    pool.share(REQUESTS.digest, REQUESTS)
+    pool.start_slot("s1", spec())
+    collect(pool, SlotReady)
+    assert len(actors()) == 2
+    pool.drop_spares()
+    pool.start_slot("s2", spec())  # finds room only where the other one was
+    collect(pool, SlotReady)
+
+
 def test_calls_go_on_beside_prepared_actors_that_hold_every_core(local_ray: RayConnection) -> None:
     pool = RayPool(
         replace(local_ray, is_local=False, is_ours=False),

@@ -11,7 +11,10 @@ import pytest
 from raypeft.core.plan import Cell, Plan, Unit, make_units
 from raypeft.core.records import (
     Answer,
+    EngineSpec,
+    Failure,
     FailureKind,
+    Hardware,
     Json,
     RequestSet,
     Scored,
@@ -101,6 +104,43 @@ def test_shards_slots_and_crashes_change_no_answer(shards: int, slots: int, tmp_
     plan = make_plan(bases=2, adapters=2, tasks=2, shards=shards)
     assert results(scripted(plan, "base0", *crashes), Policy(slots=slots)) == plain
     assert {path.name for path in tmp_path.iterdir()} == {"fatal", "raise"}
+
+
+@pytest.mark.parametrize(("kind", "num_told"), [("out_of_memory", 1), ("crashed", 0)])
+def test_after_a_loss_of_memory_the_next_slots_are_started_with_what_it_taught(
+    kind: str, num_told: int, tmp_path: Path
+) -> None:
+    event = {"do": "fatal", "kind": kind, "adapter": "a0", "once": str(tmp_path / "marker")}
+    plan, sink = scripted(make_plan(bases=2, adapters=2), "base0", event), MemorySink()
+    told: list[tuple[str, str]] = []
+    started: list[EngineSpec] = []
+
+    def learn(spec: EngineSpec, hardware: Hardware, failure: Failure) -> EngineSpec:
+        told.append((hardware.fingerprint, failure.message))
+        return replace(spec, lowered={"here": {"max_num_seqs": 8}})
+
+    def build(spec: EngineSpec) -> FakeEngine:
+        started.append(spec)
+        return FakeEngine(spec)
+
+    drive(
+        plan,
+        pool=LocalPool(build=build),
+        sink=sink,
+        policy=Policy(),
+        clock=lambda: 0.0,
+        request_sets=make_request_set,
+        score=mean_logprob,
+        after_loss=learn,
+    )
+
+    assert set(sink.results) == set(plan.cells)
+    assert len(told) == num_told
+    own = [spec.lowered for spec in started if spec.base == plan.engines["base0"].base]
+    assert own == [{}, {"here": {"max_num_seqs": 8}} if num_told else {}]
+    # Another base has learnt nothing.
+    others = [spec.lowered for spec in started if spec.base == plan.engines["base1"].base]
+    assert others == [{}]
 
 
 def test_progress_reaches_the_end_and_the_journal_says_why_everything_was_done() -> None:

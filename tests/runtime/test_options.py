@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from raypeft.core.records import Json
@@ -6,6 +8,7 @@ from raypeft.runtime.options import (
     HardwareProfile,
     actor_options,
     call_options,
+    group_request,
     inherited_switches,
     slots_that_fit,
     with_environment,
@@ -63,6 +66,10 @@ def test_ray_never_runs_anything_again_by_itself(gpus: float) -> None:
         (HardwareProfile(memory_gib=0), "hardware.memory_gib: 0 must be above 0"),
         (HardwareProfile(gpus=2, tensor_parallel=4), "must equal gpus, which is 2"),
         (HardwareProfile(gpus=2, tensor_parallel=0), "must be 1 or more"),
+        (
+            HardwareProfile(gpus=4, tensor_parallel=4, gpus_per_node=3),
+            "hardware.tensor_parallel: 4 is no multiple of gpus_per_node, which is 3",
+        ),
         (HardwareProfile(accelerator="H100"), "hardware.accelerator: H100 is asked for with gpus"),
     ],
 )
@@ -112,3 +119,39 @@ def test_an_environment_is_added_to_what_the_options_set() -> None:
     assert with_environment(options, {}) == options
     added = with_environment(actor_options(HardwareProfile()), {"HF_HUB_OFFLINE": "1"})
     assert added["runtime_env"]["env_vars"] == {"HF_HUB_OFFLINE": "1", **HIDDEN["env_vars"]}
+
+
+ACROSS = HardwareProfile(
+    gpus=4, cpus=2, tensor_parallel=4, gpus_per_node=2, accelerator="H100", memory_gib=1
+)
+
+
+def test_a_slot_over_several_nodes_reserves_a_bundle_for_each_of_vllms_workers() -> None:
+    request = group_request(ACROSS)
+
+    assert request is not None
+    own = {"GPU": 1.0, "accelerator_type:H100": 0.001}
+    # The slot is on a node with GPUs, and takes none: vLLM's workers do, one from each bundle.
+    assert request.bundles == ({"CPU": 2, **own, "memory": 2**30}, own, own, own)
+    assert request.strategy == "PACK"
+    assert request.label_selectors == ()
+    options = actor_options(ACROSS)
+    assert (options["num_gpus"], options["num_cpus"], options["memory"]) == (0, 2, 2**30)
+    # The group has the accelerator; asked for again, it would be another one.
+    assert "accelerator_type" not in options
+    assert options["runtime_env"] == {"env_vars": {"VLLM_RAY_BUNDLE_INDICES": "0,1,2,3"}}
+
+
+def test_labels_are_those_of_every_bundle() -> None:
+    request = group_request(replace(ACROSS, labels={"raypeft/hw": "h100-80"}))
+
+    assert request is not None
+    assert request.label_selectors == ({"raypeft/hw": "h100-80"},) * 4
+
+
+@pytest.mark.parametrize("per_node", [None, 4, 8])
+def test_a_slot_on_one_node_has_no_group(per_node: int | None) -> None:
+    profile = HardwareProfile(gpus=4, tensor_parallel=4, gpus_per_node=per_node)
+
+    assert group_request(profile) is None
+    assert actor_options(profile)["num_gpus"] == 4

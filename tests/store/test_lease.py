@@ -1,14 +1,38 @@
 import json
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from raypeft.errors import SetupError
-from raypeft.store.lease import LEASE_FILE, STALE_SECONDS, read_lease, take_lease
+from raypeft.store.lease import LEASE_FILE, STALE_SECONDS, LeaseLostError, read_lease, take_lease
 
 NOW = 1_000_000.0
+ROOT = Path(__file__).parents[2]
+
+TAKE = """
+import sys
+from raypeft.store.lease import take_lease
+take_lease(sys.argv[1], 1_000_000.0)
+sys.stdin.readline()
+"""
+
+RACE = """
+import sys
+from raypeft.errors import SetupError
+from raypeft.store.lease import take_lease
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    take_lease(sys.argv[1], 1_000_000.0)
+    print("has it", flush=True)
+except SetupError:
+    print("refused", flush=True)
+sys.stdin.readline()
+"""
 
 
 def write_lease(output: Path, host: str, pid: int, renewed_seconds: float) -> None:
@@ -58,3 +82,78 @@ def test_a_torn_lease_is_no_lease(tmp_path: Path) -> None:
     (tmp_path / LEASE_FILE).write_text('{"host": "x"')
     assert read_lease(str(tmp_path)) is None
     take_lease(str(tmp_path), NOW).release()
+
+
+def test_a_killed_process_whose_end_nobody_asked_about_holds_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TAKE, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) as holder:
+        while read_lease(str(tmp_path)) is None:
+            assert holder.poll() is None
+        with pytest.raises(SetupError, match=f"process {holder.pid} on"):
+            take_lease(str(tmp_path), NOW)
+        holder.kill()
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table
+        take_lease(str(tmp_path), NOW).release()
+
+
+def test_a_process_that_only_has_the_id_of_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
+    take_lease(str(tmp_path), NOW)
+    value = json.loads((tmp_path / LEASE_FILE).read_text())
+    value |= {"pid": os.getppid(), "process": "1", "renewed_seconds": NOW}
+    (tmp_path / LEASE_FILE).write_text(json.dumps(value))
+    take_lease(str(tmp_path), NOW).release()
+
+
+def test_a_namesake_whose_processes_cannot_be_seen_is_judged_by_its_silence(tmp_path: Path) -> None:
+    take_lease(str(tmp_path), NOW)
+    value = json.loads((tmp_path / LEASE_FILE).read_text())
+    value |= {"machine": "another container", "pid": 2**22 + 1}
+    (tmp_path / LEASE_FILE).write_text(json.dumps(value))
+    with pytest.raises(SetupError, match="another run works on"):
+        take_lease(str(tmp_path), NOW + STALE_SECONDS - 1)
+    take_lease(str(tmp_path), NOW + STALE_SECONDS).release()
+
+
+def test_a_holder_in_whose_place_is_another_has_lost_it(tmp_path: Path) -> None:
+    first = take_lease(str(tmp_path), NOW)
+    write_lease(tmp_path, "another-machine", 7, NOW + 200)
+    with pytest.raises(LeaseLostError, match="worked on by process 7 on another-machine") as caught:
+        first.renew(NOW + 200)
+    assert "silent for 200 s" in caught.value.message
+    first.release()
+    left = read_lease(str(tmp_path))
+    assert left is not None
+    assert left.host == "another-machine"
+
+
+def test_a_holder_whose_lease_was_removed_has_lost_it(tmp_path: Path) -> None:
+    holder = take_lease(str(tmp_path), NOW)
+    (tmp_path / LEASE_FILE).unlink()
+    with pytest.raises(LeaseLostError, match="by nobody"):
+        holder.renew(NOW)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_of_many_that_start_at_once_one_has_it(tmp_path: Path, dead: bool) -> None:
+    if dead:
+        write_lease(tmp_path, platform.node(), 2**22 + 1, NOW)
+    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    racers = [
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == b"ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write(b"go\n")
+        racer.stdin.flush()
+    said = []
+    for racer in racers:
+        assert racer.stdout is not None
+        said.append(racer.stdout.readline())
+    for racer in racers:
+        racer.communicate(b"end\n")
+    assert sorted(said) == [b"has it\n", b"refused\n", b"refused\n", b"refused\n"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LEASE_FILE]

@@ -6,38 +6,55 @@ twice). Whatever Ray raises becomes an event here. What follows from it is decid
 what a slot asks Ray for is `raypeft.runtime.options`' business.
 """
 
+import logging
 import os
 import secrets
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 import ray
 import ray.exceptions
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raypeft.core.events import SlotFailed, SlotLost, SlotPlaced, SlotReady, UnitFailed
-from raypeft.core.records import EngineSpec, Failure, FailureKind, Hardware, RequestSet, UnitAnswers
-from raypeft.engines.build import import_engine
+from raypeft.core.events import (
+    CapacityChanged,
+    NodeDraining,
+    SlotFailed,
+    SlotLost,
+    SlotPlaced,
+    SlotReady,
+    UnitFailed,
+)
+from raypeft.core.records import EngineSpec, Failure, FailureKind, Hardware, UnitAnswers
 from raypeft.engines.travel import AdapterBytes, content_key
 from raypeft.errors import SetupError
 from raypeft.runtime.bringing import brought
 from raypeft.runtime.failures import failure_from
 from raypeft.runtime.options import (
+    GroupRequest,
     HardwareProfile,
     actor_options,
+    avoiding,
     call_options,
+    group_request,
     inherited_switches,
+    monitor_options,
     plain,
     slots_that_fit,
     with_environment,
 )
+from raypeft.runtime.pins import Pins
+from raypeft.runtime.pool.cluster import ClusterWatch
 from raypeft.runtime.pool.connection import RayConnection, cluster_has_gpus
+from raypeft.runtime.pool.monitor import Ear
 from raypeft.runtime.pool.ray_failures import failure_of
+from raypeft.runtime.pool.slot_actor import Pulse, SlotActor
 from raypeft.runtime.ports import (
-    Bring,
     Build,
     CallDone,
     CallFailed,
@@ -46,7 +63,7 @@ from raypeft.runtime.ports import (
     UnitAnswered,
     UnitWork,
 )
-from raypeft.runtime.slot import Broken, Slot, Wanted
+from raypeft.runtime.slot import Broken, Wanted
 from raypeft.runtime.work import build as build_default
 
 FETCH_SECONDS = 300.0
@@ -54,47 +71,13 @@ FETCH_SECONDS = 300.0
 
 CALLS_AT_ONCE = 2
 
+BEAT_SECONDS = 10.0
+"""How often slots say how far they are, once an attempt takes longer than that."""
 
-class SlotActor:
-    """What runs in the actor: a `Slot` that fetches request sets and adapters from Ray.
+LOOK_SECONDS = 5.0
+"""How often the cluster's nodes are looked at."""
 
-    Plain and synchronous: with any async method Ray would take the others off the main thread,
-    where lm-eval's and the engines' signal handlers fail.
-    """
-
-    _slot: Slot
-
-    def prepare(self, kind: str) -> None:
-        """Import what an engine of this kind needs."""
-        import_engine(kind)
-
-    def place(self) -> None:
-        """Return as soon as the actor has its hardware."""
-
-    def ready(self, spec: EngineSpec, build: Build) -> Hardware | Failure:
-        """Become the slot of a base, and load it."""
-        self._slot = Slot(spec, build)
-        return self._slot.ready()
-
-    def run(
-        self, work: UnitWork, request_set: list[Any], adapters: Mapping[str, list[Any]]
-    ) -> UnitAnswers | Broken | Wanted:
-        """Answer a unit; references stand in lists, so that Ray does not fetch them anew."""
-
-        def fetch() -> RequestSet:
-            fetched: RequestSet = ray.get(request_set[0])
-            return fetched
-
-        bring: dict[str, Bring] = {key: partial(_got, ref[0]) for key, ref in adapters.items()}
-        return self._slot.run(work, fetch, bring)
-
-
-def _got(reference: Any) -> AdapterBytes | Failure:
-    """Return what stands for an adapter: bytes in the object store, or why there are none."""
-    if isinstance(reference, Failure):
-        return reference
-    fetched: AdapterBytes = ray.get(reference)
-    return fetched
+_logger = logging.getLogger(__name__)
 
 
 def _guarded(function: Callable[..., object], *args: object) -> tuple[object, Failure | None]:
@@ -122,6 +105,7 @@ class _Pending:
     attempt: int = 0
     spec: EngineSpec | None = None
     work: UnitWork | None = None
+    since_seconds: float = 0.0
     request_set: Any = None
     adapters: Mapping[str, list[Any]] = field(default_factory=dict)
     """What stands for adapters that the slot can have."""
@@ -138,9 +122,12 @@ class RayPool:
     Args:
         connection: Where.
         profile: What a slot runs on.
-        num_slots: Most slots at once. On a local Ray no more than fit are used; a cluster may
-            grow, and the schedule finds out.
+        num_slots: Most slots at once. On a Ray that is one node no more than fit are used; a
+            cluster may grow, for which slots that wait are the sign, and the schedule finds out.
         build: Loads a base; sent to the slots by name.
+        allow_mixed: Whether slots of one base may be on different hardware.
+        beat_seconds: How often slots say how far they are.
+        look_seconds: How often the cluster's nodes are looked at.
 
     Raises:
         SpecError: If Ray cannot give what the profile asks for.
@@ -154,28 +141,52 @@ class RayPool:
         profile: HardwareProfile,
         num_slots: int,
         build: Build = build_default,
+        allow_mixed: bool = False,
+        beat_seconds: float = BEAT_SECONDS,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         switches = {} if connection.is_local else inherited_switches(os.environ)
         self._options = with_environment(actor_options(profile), switches)
+        self._group = group_request(profile)
+        self._groups: dict[Any, Any] = {}
         self._actor_class = ray.remote(SlotActor)
         # Calls are few at a time by the driver's count; beside slots that hold every core they
         # would wait for the night to end, and prepared slots for them.
         options = with_environment(call_options(), switches)
+        monitor = with_environment(monitor_options(), switches)
+        if connection.is_local and self._group is not None:
+            raise SetupError(
+                f"hardware.tensor_parallel is {profile.tensor_parallel} and gpus_per_node "
+                f"{profile.gpus_per_node}, and a Ray that was started here is one node",
+                "give the address of a cluster (--address, or RAY_ADDRESS)",
+            )
         if connection.is_local and not cluster_has_gpus():
             # Nothing to hide; and without an environment of their own, slots and calls take the
             # processes that Ray has started already.
             self._options, options = plain(self._options), plain(options)
+            monitor = plain(monitor)
         self._task = ray.remote(_guarded).options(**options)
         self._num_slots = num_slots
         self._calls_at_once = CALLS_AT_ONCE
         if connection.is_local:
-            self._num_slots = min(num_slots, self._fitting(profile))
+            fitting = self._fitting(profile)
+            self._num_slots = num_slots if connection.can_grow else min(num_slots, fitting)
             cpus = int(ray.cluster_resources().get("CPU", 1))
             self._calls_at_once = max(1, min(CALLS_AT_ONCE, cpus // 2 - 1))
         self._build = build
         self._run_id = secrets.token_hex(4)
         self._actors: dict[str, Any] = {}
-        self._spares: deque[Any] = deque()
+        self._nodes: dict[str, str] = {}
+        """The node of each slot that has its hardware, by Ray's id."""
+        self._names: dict[str, str] = {}
+        """What nodes are called in events, by Ray's id."""
+        self._told: set[str] = set()
+        """Draining nodes that were told of."""
+        self._pins = Pins(are_held=not allow_mixed)
+        self._watch = ClusterWatch(None if self._group else self._options, look_seconds)
+        self._ear = Ear(f"{self._run_id}/monitor", monitor, beat_seconds)
+        self._spares: deque[tuple[str, Any]] = deque()
+        """Prepared actors, each with the kind of engine that it has imported."""
         self._num_actors = 0
         self._shared: dict[str, Any] = {}
         self._offered: dict[str, Callable[[], AdapterBytes]] = {}
@@ -201,34 +212,60 @@ class RayPool:
         for _ in range(min(count, self._num_slots) - len(self._spares)):
             spare = self._actor("spare")
             spare.prepare.remote(kind)
-            self._spares.append(spare)
+            self._spares.append((kind, spare))
 
     def drop_spares(self) -> None:
         """Stop prepared actors that no slot has become."""
         while self._spares:
-            ray.kill(self._spares.pop(), no_restart=True)
+            _, spare = self._spares.pop()
+            self._kill(spare)
 
     def start_slot(self, slot: str, spec: EngineSpec) -> None:
         """Start an actor, or take a prepared one; its base is loaded once it has its hardware."""
-        actor = self._spares.popleft() if self._spares else self._actor(slot)
+        unlike = self._pins.unlike(spec)
+        # One that has imported the other engine's packages would have their settings, too; and
+        # where a prepared one is, is not known.
+        fits = (one for one in self._spares if one[0] == spec.kind and not unlike)
+        spare = next(fits, None)
+        if spare is not None:
+            self._spares.remove(spare)
+        actor = self._actor(slot, unlike) if spare is None else spare[1]
         self._actors[slot] = actor
         self._pending[actor.place.remote()] = _Pending(_Step.PLACE, slot, spec=spec)
 
-    def _actor(self, name: str) -> Any:
+    def _actor(self, name: str, avoid: Collection[str] = ()) -> Any:
         # A number too: another run on this pool has slots of the same names.
         self._num_actors += 1
         options = {**self._options, "name": f"{self._run_id}/{self._num_actors}/{name}"}
-        return self._actor_class.options(**options).remote()
+        if self._group is None:
+            return self._actor_class.options(**avoiding(options, avoid)).remote()
+        group = _placement_group(self._group, avoid)
+        within = PlacementGroupSchedulingStrategy(
+            group,
+            placement_group_bundle_index=0,
+            # vLLM's workers find the group they belong into through their slot.
+            placement_group_capture_child_tasks=True,
+        )
+        actor = self._actor_class.options(**options, scheduling_strategy=within).remote()
+        self._groups[actor] = group
+        return actor
+
+    def _kill(self, actor: Any) -> None:
+        """End an actor, and what its group holds on other nodes."""
+        ray.kill(actor, no_restart=True)
+        if (group := self._groups.pop(actor, None)) is not None:
+            remove_placement_group(group)
 
     def stop_slot(self, slot: str) -> None:
         """Kill an actor and what it started; a call under way is not awaited."""
         actor = self._actors.pop(slot, None)
+        self._nodes.pop(slot, None)
         if actor is None:
             return
         for ref, pending in tuple(self._pending.items()):
             if pending.owner == slot and pending.step is not _Step.CALL:
                 del self._pending[ref]
-        ray.kill(actor, no_restart=True)
+        self._kill(actor)
 
     def share(self, key: str, value: object) -> None:
         """Put a value into the object store."""
@@ -268,22 +305,41 @@ class RayPool:
         """Return what has happened."""
         if not self._pending:
             return []
-        refs = list(self._pending)
+        question = self._ear.question()
+        refs = [*self._pending, *(() if question is None else (question,))]
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout_seconds)
         if done:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         events: list[PoolEvent] = []
         for ref in done:
-            event = self._event(self._pending.pop(ref), ref)
-            if event is not None:
-                events.append(event)
-        return events
+            if ref == question:
+                events.extend(self._ear.answer())
+            else:
+                events.extend(self._events(self._pending.pop(ref), ref))
+        return [*events, *self._changes()]
+
+    def _changes(self) -> list[PoolEvent]:
+        """Return what has become of the cluster, and begin to listen where a unit takes long."""
+        now = time.monotonic()
+        if not self._ear.listens and any(
+            one.step is _Step.RUN and one.since_seconds + self._ear.every_seconds <= now
+            for one in self._pending.values()
+        ):
+            self._ear.begin()
+        waits = any(one.step is _Step.PLACE for one in self._pending.values())
+        has_grown = self._watch.look(waits=waits)
+        used = set(self._nodes.values()) & self._watch.draining
+        told = [NodeDraining(self._names[node], _DRAINS) for node in sorted(used - self._told)]
+        self._told |= used
+        # As many as are wanted: what an autoscaler can still bring, nobody knows here.
+        return [*told, *([CapacityChanged(self._num_slots)] if has_grown else [])]
 
     def close(self) -> None:
         """Kill every actor and call, and forget everything."""
         self.drop_spares()
         for slot in tuple(self._actors):
             self.stop_slot(slot)
+        self._ear.end()
         for ref in self._pending:
             ray.cancel(ref, force=True)
         self._pending.clear()
@@ -292,8 +348,8 @@ class RayPool:
 
     def _run(self, pending: _Pending) -> None:
         run = self._actors[pending.owner].run
-        ref = run.remote(pending.work, [pending.request_set], pending.adapters)
-        self._pending[ref] = pending
+        ref = run.remote(pending.work, pending.attempt, [pending.request_set], pending.adapters)
+        self._pending[ref] = replace(pending, since_seconds=time.monotonic())
 
     def _bring(self, pending: _Pending, wanted: Wanted) -> None:
         """Let a slot try again, with the adapters it lacks."""
@@ -314,32 +370,56 @@ class RayPool:
                 return failure_from(error)
         return self._shared[key]
 
-    def _event(self, pending: _Pending, ref: Any) -> PoolEvent | None:
-        """Return what has happened; None if it is the pool's own business."""
+    def _events(self, pending: _Pending, ref: Any) -> list[PoolEvent]:
+        """Return what has happened; nothing if it is the pool's own business."""
         try:
             value = ray.get(ref, timeout=FETCH_SECONDS)
         except Exception as error:  # noqa: BLE001 - a failure becomes an event here
-            return self._failed(pending, failure_of(error))
+            return [self._failed(pending, failure_of(error))]
         slot = pending.owner
         match pending.step, value:
-            case _Step.PLACE, _:
-                ready = self._actors[slot].ready.remote(pending.spec, self._build)
-                self._pending[ready] = _Pending(_Step.READY, slot)
-                return SlotPlaced(slot)
+            case _Step.PLACE, str():
+                return self._placed(pending, value)
             case _Step.READY, Hardware():
-                return SlotReady(slot, value)
+                return self._ready(pending, value)
             case _Step.RUN, Wanted():
                 self._bring(pending, value)
-                return None
+                return []
             case _Step.RUN, UnitAnswers():
-                return UnitAnswered(slot, pending.unit_id, pending.attempt, value)
+                return [UnitAnswered(slot, pending.unit_id, pending.attempt, value)]
             case _Step.RUN, Broken(failure, is_fatal=False):
-                return UnitFailed(slot, pending.unit_id, pending.attempt, failure)
+                return [UnitFailed(slot, pending.unit_id, pending.attempt, failure)]
             case _Step.CALL, (result, None):
-                return CallDone(pending.owner, result)
+                return [CallDone(pending.owner, result)]
             case (_, Failure() as failure) | (_, Broken(failure)) | (_, (_, Failure() as failure)):
-                return self._failed(pending, failure)
+                return [self._failed(pending, failure)]
         raise AssertionError(f"{pending} gave {value!r}")
+
+    def _placed(self, pending: _Pending, node: str) -> list[PoolEvent]:
+        slot = pending.owner
+        self._nodes[slot] = node
+        self._names.setdefault(node, node)
+        pulse = Pulse(slot=slot, monitor=self._ear.name, every_seconds=self._ear.every_seconds)
+        ready = self._actors[slot].ready.remote(pending.spec, self._build, pulse)
+        self._pending[ready] = _Pending(_Step.READY, slot, spec=pending.spec)
+        return [SlotPlaced(slot)]
+
+    def _ready(self, pending: _Pending, hardware: Hardware) -> list[PoolEvent]:
+        """Return that a slot is ready, or start another in its place on other hardware."""
+        slot, spec = pending.owner, pending.spec
+        assert spec is not None, f"{slot} was started without a base"
+        node = self._nodes[slot]
+        refusal = self._pins.refusal(spec, hardware, node)
+        if refusal is None:
+            self._names[node] = hardware.node
+            self._told.discard(node)  # this slot was not told of
+            return [SlotReady(slot, hardware)]
+        if not refusal.retryable:
+            return [self._failed(pending, refusal)]
+        _logger.warning("%s is replaced: %s", slot, refusal.message)
+        self.stop_slot(slot)
+        self.start_slot(slot, spec)
+        return []
 
     def _failed(self, pending: _Pending, failure: Failure) -> PoolEvent:
         """Return the event of a call that failed; a slot in which one failed is stopped."""
@@ -362,6 +442,22 @@ class RayPool:
                 "ask for less under `hardware:`, or give the address of a cluster",
             )
         return fitting
+
+
+_DRAINS = "Ray drains it"
+
+
+def _placement_group(request: GroupRequest, avoid: Collection[str]) -> Any:
+    """Ask Ray for a placement group; its actors wait until it is there."""
+    labels = [dict(one) for one in request.label_selectors]
+    if avoid:
+        selectors = labels or [{} for _ in request.bundles]
+        labels = [avoiding({"label_selector": one}, avoid)["label_selector"] for one in selectors]
+    return placement_group(
+        [dict(bundle) for bundle in request.bundles],
+        strategy=request.strategy,
+        **({"bundle_label_selector": labels} if labels else {}),
+    )
 
 
 def _described(nodes: list[Mapping[str, float]]) -> str:

@@ -30,11 +30,13 @@ class RayConnection:
         address: Of its head.
         is_local: Whether it listens on loopback only.
         is_ours: Whether closing this ends it.
+        can_grow: Whether nodes may join it; a Ray that was started here is one node.
     """
 
     address: str
     is_local: bool
     is_ours: bool
+    can_grow: bool = False
 
     def __enter__(self) -> "RayConnection":
         return self
@@ -119,7 +121,7 @@ def _join(address: str) -> RayConnection:
         ray.init(address, namespace="raypeft", log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise _out_of_reach(address, error) from error
-    return _connection(is_ours=True)
+    return _connection(is_ours=True, can_grow=True)
 
 
 def _check_reachable(address: str) -> None:
@@ -154,9 +156,9 @@ def _out_of_reach(address: str, error: Exception) -> SetupError:
     )
 
 
-def _connection(*, is_ours: bool) -> RayConnection:
+def _connection(*, is_ours: bool, can_grow: bool = False) -> RayConnection:
     address = str(ray.get_runtime_context().gcs_address)
-    return RayConnection(address, address.startswith(_LOOPBACK), is_ours)
+    return RayConnection(address, address.startswith(_LOOPBACK), is_ours, can_grow)
 
 
 def _local_environment() -> dict[str, str | None]:
