@@ -85,6 +85,9 @@ def test_plan_without_freezing_names_what_is_not_frozen(raypeft: Run, sweep_file
     code, out, _ = raypeft("plan", str(sweep_file), "--no-freeze", "--json")
     assert code == 0
     assert json.loads(out)["summary"]["not_frozen"] == ["tiny_letters", "tiny_rolling"]
+    _, out, _ = raypeft("plan", str(sweep_file), "--no-freeze")
+    assert "2 task entries are not frozen: what they take is unknown" in " ".join(out.split())
+    assert "nothing is left to answer" not in out
 
 
 def test_freeze_stores_request_sets(raypeft: Run, sweep_file: Path) -> None:

@@ -32,6 +32,7 @@ class Expected:
         high_seconds: One time in ten it is more.
         slot_seconds: Slots' time with units, all together.
         num_left_out: Cells that the deadline is expected to leave out; None without a deadline.
+        num_unknown: Task entries that are not frozen: their work is unknown, and not counted.
     """
 
     seconds: float
@@ -39,6 +40,7 @@ class Expected:
     high_seconds: float
     slot_seconds: float
     num_left_out: int | None = None
+    num_unknown: int = 0
 
 
 def expect(planned: Planned, now: datetime) -> Expected:
@@ -53,9 +55,13 @@ def expect(planned: Planned, now: datetime) -> Expected:
     """
     plan, sweep = planned.plan, planned.resolved.sweep
     policy = replace(policy_of(sweep), scoring=1000)
-    if not plan.units:
-        return Expected(seconds=0.0, low_seconds=0.0, high_seconds=0.0, slot_seconds=0.0)
     units = [(unit.base, unit.seconds) for unit in plan.units]
+    work = sum(length for _, length in units)
+    unknown = len({job.entry for job in planned.frozen.missing})
+    if not work:
+        return Expected(
+            seconds=0.0, low_seconds=0.0, high_seconds=0.0, slot_seconds=0.0, num_unknown=unknown
+        )
     loads = {name: cost.load_seconds for name, cost in plan.costs.items()}
     calm = Chances(noise=0.0)
     is_small = len(units) <= MAX_UNITS_PLAYED
@@ -68,7 +74,6 @@ def expect(planned: Planned, now: datetime) -> Expected:
     if deadline is not None and is_small:
         limited = with_deadline(policy, seconds_until(deadline, now))
         left_out = simulate(plan, limited, calm, Random(0)).num_left_out
-    work = sum(length for _, length in units)
     low, high = (
         sum(length * getattr(planned.outlooks[name].expected, end) for name, length in units) / work
         for end in ("low", "high")
@@ -79,6 +84,7 @@ def expect(planned: Planned, now: datetime) -> Expected:
         high_seconds=seconds * high,
         slot_seconds=work,
         num_left_out=left_out,
+        num_unknown=unknown,
     )
 
 

@@ -82,7 +82,7 @@ def _why(planned: Planned, subject: Subject) -> str:
     types = {
         planned.frozen.headers[task.digest].output_type
         for task in planned.frozen.tasks(subject.id, subject.base)
-        if task.failure is None
+        if task.digest in planned.frozen.headers  # not of what failed, or is not frozen yet
     }
     taken = with_request_types(planned.resolved.routes[subject.id], types)
     return taken.reason if taken.kind == "vllm" else f"{taken.reason}{_lane_reason(subject)}"
@@ -127,8 +127,11 @@ def expected_line(expected: Expected, now: datetime) -> str:
         expected: How long it takes.
         now: When it begins, with its zone.
     """
+    unknown = ""
+    if expected.num_unknown:
+        unknown = f"{expected.num_unknown} task entries are not frozen: what they take is unknown"
     if not expected.seconds:
-        return "nothing is left to answer"
+        return unknown or "nothing is left to answer"
     ends = (expected.seconds, expected.low_seconds, expected.high_seconds)
     lengths = [duration_text(seconds) for seconds in ends]
     # Through the zone of this machine: the clocks may change in that night.
@@ -139,7 +142,7 @@ def expected_line(expected: Expected, now: datetime) -> str:
     )
     if expected.num_left_out:
         text += f"; the deadline is expected to leave out {expected.num_left_out} cells"
-    return text
+    return f"{text}; {unknown}, and not counted" if unknown else text
 
 
 def run_record(report: RunReport) -> Record:
