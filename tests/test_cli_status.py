@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from raypeft import cli
+from raypeft.api.leasing import leased
 from tests.support.lab import Lab
 from tests.test_cli import write_sweep
 
@@ -81,6 +82,23 @@ def test_following_a_run_that_is_over_shows_it_once_and_ends(raypeft: Run, outpu
     assert len(out.splitlines()) == 1
     assert "ended; 6 cells: 4 done, 2 failed" in out
     assert raypeft("status", output, "--follow", "--json")[0] == 2
+
+
+def test_a_run_that_is_being_prepared_is_not_the_one_that_was_killed_before(
+    raypeft: Run, output: str
+) -> None:
+    (segment,) = Path(output, "journal").iterdir()
+    lines = segment.read_text().splitlines(keepends=True)
+    last = next(number for number, line in enumerate(lines) if '"run_unit"' in line)
+    segment.write_text("".join(lines[: last + 1]))
+    assert f"{output}: killed" in raypeft("status", output)[1]
+    with leased(output):
+        code, out, _ = raypeft("status", output)
+        assert (code, f"{output}: being prepared" in out) == (0, True)
+        assert "Slots" not in out
+        assert "the last one is killed" in raypeft("status", output, "--why", "base")[1]
+        shutil.rmtree(Path(output, "journal"))
+        assert "being prepared" in raypeft("status", output)[1]
 
 
 def test_where_the_journal_is_gone_the_tables_still_say_where_the_sweep_stands(

@@ -109,7 +109,7 @@ def _compare(left: _Side, right: _Side, names: tuple[str, str]) -> list[Gain]:
         groups,
         settings,
         [again for _, again in twice],
-        first=[first for first, _ in twice],
+        first=list({first.task: first for first, _ in twice}.values()),
     )
     gains += [
         Gain(
@@ -193,7 +193,7 @@ def _group_difference(ours: Group, theirs: Group) -> str:
 
 
 def _answered_twice(left: _Side, tasks: set[str]) -> list[tuple[ScoredCell, ScoredCell]]:
-    """Return both answers of the left subject's baseline, for the noise floor, under its name."""
+    """Return the answers of the left subject's baseline in pairs, for the floor, under its name."""
     if not left.run.sweep.statistics.noise_floor:
         return []
     return [
@@ -225,6 +225,7 @@ def _settings(
         aggregates=aggregates,
         margins=sweep.statistics.margins,
         clusters=left.run.clusters(tasks),
+        zero_subjects=left.run.zero_subjects,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from raypeft.api.freezing import FrozenTask
 from raypeft.core.document_shards import MIN_DOCUMENTS, shards_for_looks
-from raypeft.core.engine_choice import AGAIN_SUFFIX
+from raypeft.core.engine_choice import SECOND_SUFFIXES
 from raypeft.core.identity import canonical, cell_numerics
 from raypeft.core.interim import LookSettings
 from raypeft.core.plan import Cell
@@ -77,7 +77,7 @@ def look_settings(
     baselines = {
         company(cell): cell.key
         for cell in cells
-        if cell.is_baseline and not cell.subject.endswith(AGAIN_SUFFIX)
+        if cell.is_baseline and not cell.subject.endswith(SECOND_SUFFIXES)
     }
     found = {
         cell.key: baselines[company(cell)]

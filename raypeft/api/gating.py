@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raypeft.api.outputs import write_outputs
+from raypeft.api.outputs import STOPPED_EARLY_REASON, write_outputs
 from raypeft.api.stored import read_planned
 from raypeft.core.gate import AdapterGate, Check, is_judged, judge_adapter, passes
 from raypeft.core.gate_policy import Policy, parse_policy
@@ -99,6 +99,7 @@ def gate_output(output: str, policy: Policy | str | Path) -> GateReport:
             adapter=adapter,
             everything=_everything(base, rows, cells),
             alpha=gains[0]["alpha"] if gains else 0.05,
+            num_open=_num_open(base, cells),
         )
         for base, adapter in judged
     ]
@@ -160,6 +161,14 @@ def _everything(base: str, rows: Sequence[Row], cells: Sequence[Row]) -> list[st
         tasks = [row["task"] for row in cells if (row["base"], row["entry"]) == (base, entry)]
         found.update(dict.fromkeys([entry] if entry in groups else tasks))
     return list(found)
+
+
+def _num_open(base: str, cells: Sequence[Row]) -> int:
+    """Return how many cells of a base have no results yet and may still get some."""
+    return sum(
+        row["base"] == base and row["state"] == "open" and row["reason"] != STOPPED_EARLY_REASON
+        for row in cells
+    )
 
 
 def _flips(

@@ -60,14 +60,25 @@ def _finished(sweep: Sweep, report: RunReport) -> dict[str, Json]:
         for (subject, task), failure in report.failed.items()
     ]
     return {
-        **_ended(sweep, "finished with failed cells" if failed else "finished", ""),
+        **_ended(sweep, _how(report), ""),
         "num_cells": report.num_cells,
         "num_done": report.num_done,
         "num_reused": report.num_reused,
         "num_failed": len(failed),
+        "num_left_out": len(report.left_out),
+        "num_stopped_early": len(report.stopped_early),
         "failed": failed[:MAX_FAILED],
         "seconds": round(report.seconds, 3),
     }
+
+
+def _how(report: RunReport) -> str:
+    """Return how a run ended that came to its end, in words."""
+    if report.failed:
+        return "finished with failed cells"
+    if report.left_out:
+        return "ended by its deadline with open cells"
+    return "finished"
 
 
 def _ended(sweep: Sweep, state: str, message: str) -> dict[str, Any]:

@@ -392,6 +392,7 @@ def _gains(
         clusters=_clusters(cells, planned, store),
         untested=untested,
         wants_noise_floor=statistics.noise_floor,
+        zero_subjects=frozenset(planned.resolved.zeros),
     )
     subjects = planned.resolved.subjects
     baselines = [cell for cell in cells if cell.adapter is None]

@@ -19,8 +19,11 @@ from raypeft.errors import Problem, SpecError
 from raypeft.runtime.files import LocalFolders
 from raypeft.runtime.package import MAX_PACKAGE_BYTES, size_of
 
-_SKIPPED = frozenset({"__pycache__", ".git", ".ipynb_checkpoints", ".venv"})
+_SKIPPED = "__pycache__"
 _CODE = (".yaml", ".yml", ".py")
+
+OWN_FOLDER = "packaged"
+"""What lies in the package under a name that it did not have here lies in this folder."""
 
 NUM_LARGEST = 5
 """So many of the largest files a refusal names."""
@@ -232,12 +235,13 @@ class _Packer:
     def _name(self, path: str) -> str:
         """Return what a path is called in the package; outside the working directory anew."""
         inside = os.path.relpath(os.path.abspath(path))
-        if inside != "." and inside.partition(os.sep)[0] not in {"..", "packaged"}:
+        if inside != "." and inside.partition(os.sep)[0] not in {"..", OWN_FOLDER}:
             return Path(inside).as_posix()
         key = Path(os.path.abspath(path))
         if key not in self._renamed:
             # The last component is what an adapter, or a task file, is known by.
-            self._renamed[key] = f"packaged/{len(self._renamed)}/{last_component(key.as_posix())}"
+            last = last_component(key.as_posix())
+            self._renamed[key] = f"{OWN_FOLDER}/{len(self._renamed)}/{last}"
         return self._renamed[key]
 
 
@@ -247,7 +251,10 @@ def _is_file(task: TaskEntry) -> bool:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not _SKIPPED & set(path.relative_to(folder).parts):
+        parts = path.relative_to(folder).parts
+        # Hidden ones are of no use to a task, and may hold secrets (.env), which whoever may look
+        # at the cluster could read.
+        if path.is_file() and not any(one == _SKIPPED or one.startswith(".") for one in parts):
             yield path
 
 

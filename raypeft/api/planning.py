@@ -18,7 +18,7 @@ from raypeft.api.early_stopping import (
 from raypeft.api.freezing import FrozenSweep, FrozenTask
 from raypeft.api.sweeps import Resolved
 from raypeft.core.cost import shard_count, unit_seconds
-from raypeft.core.engine_choice import AGAIN_SUFFIX
+from raypeft.core.engine_choice import SECOND_SUFFIXES
 from raypeft.core.identity import cell_key, cell_numerics, score_key
 from raypeft.core.interim import LookSettings
 from raypeft.core.ordering import urgencies
@@ -234,7 +234,7 @@ def _units(
     fused = [
         cell
         for cell in cells
-        if engines[cell.engine_name].kind == "vllm" and not cell.subject.endswith(AGAIN_SUFFIX)
+        if engines[cell.engine_name].kind == "vllm" and not cell.subject.endswith(SECOND_SUFFIXES)
     ]
     together = {cell.key for cell in fused}
     others = [cell for cell in cells if cell.key not in together]
@@ -276,7 +276,7 @@ def _cells(
 
 
 def _cell(subject: Subject, task: FrozenTask, name: str, engine: EngineSpec) -> Cell:
-    adapter = subject.adapter
+    adapter = subject.attached
     key = cell_key(
         base_digest=engine.base_digest,
         adapter_digest=None if adapter is None else adapter.digest,
@@ -320,7 +320,7 @@ def _with_shards(
     chosen: list[Cell] = []
     for cell in cells:
         looks = 0
-        if not cell.subject.endswith(AGAIN_SUFFIX):
+        if not cell.subject.endswith(SECOND_SUFFIXES):
             looks = shards_to_look_at(resolved.sweep, _task_of(cell, frozen))
         begun = [
             (len(indices) / count, -count, is_by_documents)

@@ -21,9 +21,14 @@ def read_status(output: str) -> Status:
         StoreError: If no sweep has run there.
     """
     status = fold(read_journal(output))
-    if status.runs == 0:
+    lease = read_lease(output)
+    is_alive = lease is not None and lease.is_alive(time.time())
+    if lease is not None and is_alive and lease.began_seconds > (status.began_seconds or 0.0):
+        # Of an earlier run, whose driver may have been killed, is what the journal tells.
+        status.prepare()
+    elif status.runs == 0:
         return _status_of_tables(output)
-    if status.phase is RunPhase.RUNNING and not _is_alive(output):
+    elif status.phase is RunPhase.RUNNING and not is_alive:
         status.kill()
     return status
 
@@ -46,12 +51,8 @@ def explain_status(output: str, name: str) -> list[Explanation]:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
         remedy = f"give a cell as subject/task, for instance {' or '.join(near) or 'base/task'}"
         raise SpecError((Problem("--why", f"no cell of {output} is called {name!r}", remedy),))
-    return explain_cells(read_journal(output), wanted, alive=_is_alive(output))
-
-
-def _is_alive(output: str) -> bool:
-    lease = read_lease(output)
-    return lease is not None and lease.is_alive(time.time())
+    is_alive = status.phase is RunPhase.RUNNING
+    return explain_cells(read_journal(output), wanted, alive=is_alive)
 
 
 def _status_of_tables(output: str) -> Status:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from raypeft.api.again import write_zero_adapters
 from raypeft.api.certificates import certified_by
 from raypeft.api.certifying import certify
 from raypeft.api.costing import Costs, refuse_what_cannot_fit, remembered_costs
@@ -344,6 +345,7 @@ def _answer_and_score(
         listener.say(f"early stopping cannot look at {task}: {why}")
     pool = source.pool()
     sweep, plan = planned.resolved.sweep, planned.plan
+    write_zero_adapters(planned.resolved.subjects, planned.resolved.zeros)
     # The device is known only now that the pool is there; it is no part of any identity.
     engines = {name: planned.resolved.engine(name, source.device) for name in plan.engines}
     engines = {name: with_limits(store, engine) for name, engine in engines.items()}

@@ -9,7 +9,7 @@ from raypeft.api.html_report import baseline_of
 from raypeft.api.stored import SWEEP_FILE, read_planned
 from raypeft.core.clusters import Clusters, clusters_of
 from raypeft.core.comparable import ScoredCell
-from raypeft.core.engine_choice import AGAIN_SUFFIX
+from raypeft.core.engine_choice import SECOND_SUFFIXES, ZERO_SUFFIX
 from raypeft.core.records import Group, Hardware, MetricValue, Sample, Scored
 from raypeft.core.spec import Sweep, parse_sweep
 from raypeft.errors import Problem, SetupError, SpecError
@@ -117,7 +117,7 @@ class RunSweep:
         return [self._cell(task, rows) for task, rows in by_task.items()]
 
     def answered_twice(self, subject: str) -> list[tuple[ScoredCell, ScoredCell]]:
-        """Return the cells of a subject's baseline that were answered again, both answers."""
+        """Return the cells of a subject's baseline that were answered again, in pairs."""
         by_name = {(r["subject"], r["task"], r["metric"], r["filter"]): r for r in self.rows}
         tasks: dict[str, str] = {}
         for (name, task, metric, filter_name), row in by_name.items():
@@ -134,14 +134,22 @@ class RunSweep:
             if baseline is not None:
                 tasks[task] = baseline["subject"]
         known: dict[str, dict[str, ScoredCell]] = {}
-        for name in {twin for first in tasks.values() for twin in (first, first + AGAIN_SUFFIX)}:
+        firsts = dict.fromkeys(tasks.values())
+        for name in [first + end for first in firsts for end in ("", *SECOND_SUFFIXES)]:
             if name in self.subjects:
                 known[name] = {cell.task: cell for cell in self.cells(name)}
         return [
-            (known[first][task], known[first + AGAIN_SUFFIX][task])
+            (known[first][task], known[first + end][task])
             for task, first in tasks.items()
-            if task in known.get(first + AGAIN_SUFFIX, {})
+            for end in SECOND_SUFFIXES
+            if task in known.get(first + end, {})
         ]
+
+    @cached_property
+    def zero_subjects(self) -> frozenset[str]:
+        """The baselines that were to be answered through an adapter of zero effect."""
+        cells = self._results.cells.to_pylist()
+        return frozenset(row["subject"] for row in cells if row["subject"].endswith(ZERO_SUFFIX))
 
     def _cell(self, task: str, rows: Sequence[Row]) -> ScoredCell:
         first = rows[0]

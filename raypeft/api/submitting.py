@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import raypeft
-from raypeft.api.packing import Package, pack
+from raypeft.api.packing import OWN_FOLDER, Package, pack
 from raypeft.api.sweeps import read_sweep
 from raypeft.core.identity import digest
 from raypeft.core.spec import Sweep, dump_sweep
+from raypeft.errors import SetupError
 from raypeft.runtime.package import write_package
 
-SWEEP_IN_PACKAGE = "sweep.yaml"
+SWEEP_IN_PACKAGE = f"{OWN_FOLDER}/sweep.yaml"
+"""Not beside the files of the user: of two files of one name the second would be run."""
 
 ENTRYPOINT = f"python -m raypeft run {SWEEP_IN_PACKAGE}"
 
@@ -160,12 +162,16 @@ def end_message(status: str, exit_code: int | None, message: str) -> str:
 
 
 def _write(package: Package, archive: Path) -> None:
-    write_package(
-        archive,
-        files=package.files,
-        texts={SWEEP_IN_PACKAGE: dump_sweep(package.sweep)},
-        folders=package.folders,
-    )
+    try:
+        write_package(
+            archive,
+            files=package.files,
+            texts={SWEEP_IN_PACKAGE: dump_sweep(package.sweep)},
+            folders=package.folders,
+        )
+    except OSError as error:
+        remedy = "make it readable, or make room in the folder for temporary files (TMPDIR)"
+        raise SetupError(f"the package could not be written: {error}", remedy) from error
 
 
 def _metadata(sweep: Sweep) -> dict[str, str]:

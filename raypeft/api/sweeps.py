@@ -5,11 +5,11 @@ expensive starts. What is wrong with one base or adapter is that subject's failu
 go on.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raypeft.api.again import answered_again
+from raypeft.api.again import Again, answered_again
 from raypeft.api.assigning import Assigned, Certified, assign_base, nothing_known
 from raypeft.api.variants import (
     as_asked,
@@ -32,6 +32,7 @@ from raypeft.engines.adapters import read_adapter
 from raypeft.engines.bases import BaseFacts, FileKey, read_base
 from raypeft.engines.quantization import quantization_problem
 from raypeft.engines.recorded_base import TargetBase
+from raypeft.engines.zero_adapter import ZeroAdapter
 from raypeft.errors import CellError, Problem, SpecError
 from raypeft.runtime.files import LocalFolders
 
@@ -49,6 +50,7 @@ class Resolved:
         routes: Which engine answers a subject, and why, by subject id.
         rooms: What vLLM's engine of a base must hold, by the base's name.
         surroundings: What `engine: auto` was decided on.
+        zeros: The adapters of zero effect through which baselines are answered, by subject id.
     """
 
     sweep: Sweep
@@ -59,6 +61,7 @@ class Resolved:
     routes: Mapping[str, EngineRoute] = field(default_factory=dict)
     rooms: Mapping[str, LoraRoom | None] = field(default_factory=dict)
     surroundings: Surroundings = field(default_factory=Surroundings)
+    zeros: Mapping[str, ZeroAdapter] = field(default_factory=dict)
 
     def base(self, name: str) -> Base:
         """Return the sweep's entry of a base."""
@@ -169,6 +172,7 @@ def resolve(
     subjects: dict[str, Subject] = {}
     failures: dict[str, Failure] = {}
     assigned: dict[str, Assigned] = {}
+    further: dict[str, Again] = {}
     for base in sweep.bases:
         unreadable: Failure | None = None
         try:
@@ -183,28 +187,31 @@ def resolve(
             assigned[base.name] = own
             found = _with_engines(found, own)
             if sweep.statistics.noise_floor:
-                found, assigned[base.name] = answered_again(found, own)
+                again = answered_again(found, own, facts.path, sweep.output)
+                found, assigned[base.name] = again.found, again.assigned
+                further[base.name] = again
         for subject, failure in found:
             subjects[subject.id] = subject
             if unreadable or failure:
                 failures[subject.id] = unreadable or failure  # type: ignore[assignment]
     if not bases:
-        raise SpecError(
-            tuple(
-                Problem(f"bases[{index}].path", failures[base.name].message)
-                for index, base in enumerate(sweep.bases)
-            )
-        )
+        raise SpecError(tuple(_unreadable_bases(sweep, failures)))
     return Resolved(
         sweep=sweep,
         bases=bases,
         subjects=subjects,
         failures=failures,
-        warnings=_warnings(sweep, bases, subjects, failures, surroundings),
+        warnings=_warnings(sweep, bases, subjects, failures, surroundings, further),
         routes={name: route for one in assigned.values() for name, route in one.routes.items()},
         rooms={name: one.room for name, one in assigned.items()},
         surroundings=surroundings,
+        zeros={name: zero for one in further.values() for name, zero in one.zeros.items()},
     )
+
+
+def _unreadable_bases(sweep: Sweep, failures: Mapping[str, Failure]) -> Iterator[Problem]:
+    for index, base in enumerate(sweep.bases):
+        yield Problem(f"bases[{index}].path", failures[base.name].message)
 
 
 def _with_engines(
@@ -225,6 +232,7 @@ def _warnings(
     subjects: Mapping[str, Subject],
     failures: Mapping[str, Failure],
     surroundings: Surroundings,
+    further: Mapping[str, Again],
 ) -> dict[str, str]:
     """Return what to know about bases and adapters that are evaluated all the same."""
     found: dict[str, str] = {}
@@ -232,9 +240,12 @@ def _warnings(
     for base in sweep.bases:
         if (facts := bases.get(base.name)) is None:
             continue
-        found[base.name] = quantization_problem(base.quantization, device=device)
+        about = [quantization_problem(base.quantization, device=device)]
         if sweep.engine.kind == "vllm" and not surroundings.vllm_installed:
-            found[base.name] = "engine.kind is vllm, and vllm is not installed here"
+            about = ["engine.kind is vllm, and vllm is not installed here"]
+        if base.name in further:
+            about.append(further[base.name].warning)
+        found[base.name] = "; ".join(filter(None, about))
         for subject in subjects.values():
             if subject.base == base.name and subject.adapter and subject.id not in failures:
                 found[subject.id] = precision_warning(subject.adapter, base, facts)

@@ -309,7 +309,7 @@ def simulated_record(night: Simulated) -> Record:
         "slots": night.num_slots,
         "units": night.num_units,
         "attempts": night.num_attempts,
-        "retries": night.num_attempts - night.num_units,
+        "retries": night.num_retries,
         "loads": night.num_loads,
         "done": night.num_done,
         "failed": night.num_failed,

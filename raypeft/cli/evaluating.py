@@ -27,6 +27,7 @@ from raypeft.cli.app import (
     print_json,
     print_views,
 )
+from raypeft.errors import SetupError
 from raypeft.report import terminal, views
 from raypeft.report.progress import ProgressDisplay, duration_text
 from raypeft.report.text import excerpt
@@ -212,7 +213,11 @@ def simulate(
     night = api.simulate(sweep, slots=slots, chances=chances, seed=seed)
     found = records.simulated_record(night)
     if timeline is not None:
-        timeline.write_text(timeline_svg(night), encoding="utf-8")
+        try:
+            timeline.write_text(timeline_svg(night), encoding="utf-8")
+        except OSError as error:
+            message, remedy = f"{timeline} cannot be written: {error}", "name a file that can"
+            raise SetupError(message, remedy) from error
     print_json(found) if as_json else print_views(
         views.table("Simulated night", ("", "value"), list(found.items())),
         f"slots answering, begin to end: {timeline_text(night)}",

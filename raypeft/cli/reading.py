@@ -61,7 +61,7 @@ def _follow(output: str) -> None:
         while True:
             where = api.status(output)
             display.show(where, time.time())
-            if where.phase is not RunPhase.RUNNING:
+            if where.phase not in (RunPhase.PREPARING, RunPhase.RUNNING):
                 return
             time.sleep(FOLLOW_SECONDS)
 

@@ -5,7 +5,7 @@ Decides how a deadline is written and which moment it means, seen from a moment 
 
 import re
 from collections.abc import Callable
-from datetime import datetime, time, timedelta
+from datetime import MAXYEAR, MINYEAR, datetime, time, timedelta
 
 from raypeft.core.quantities import DURATION_PATTERN, duration_seconds
 
@@ -56,8 +56,10 @@ def seconds_until(deadline: str, now: datetime, localize: Localize = datetime.as
         then = datetime.combine(local.date(), time.fromisoformat(deadline))
         if then <= local:
             then += timedelta(days=1)
-        # Through the zone, since a night in which the clocks change has 23 or 25 hours a day.
-        return localize(then).timestamp() - now.timestamp()
+        # Through the zone, since a night in which the clocks change has 23 or 25 hours a day, and
+        # an hour that comes twice: there the first of two moments may be over.
+        left = [localize(then.replace(fold=fold)).timestamp() - now.timestamp() for fold in (0, 1)]
+        return left[0] if left[0] > 0 else left[1]
     if re.fullmatch(MOMENT_PATTERN, deadline):
         moment = _moment(deadline)
         moment = localize(moment) if moment.tzinfo is None else moment
@@ -67,6 +69,9 @@ def seconds_until(deadline: str, now: datetime, localize: Localize = datetime.as
 
 def _moment(text: str) -> datetime:
     try:
-        return datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise ValueError(f"is no date with a time: {error}") from error
+    if not MINYEAR < moment.year < MAXYEAR:  # in another zone it may be in none of the years
+        raise ValueError(f"is no date with a time: year {moment.year} is out of range")
+    return moment

@@ -19,6 +19,12 @@ HF_SUFFIX = "@hf"
 AGAIN_SUFFIX = "@again"
 """Ends the name of a baseline that is answered a second time, for the noise floor."""
 
+ZERO_SUFFIX = "@zero"
+"""Ends the name of a baseline that is answered through an adapter of zero effect, for the same."""
+
+SECOND_SUFFIXES = (AGAIN_SUFFIX, ZERO_SUFFIX)
+"""End the names of second answers, which only the noise floor reads."""
+
 AS_ASKED = "as the sweep file says"
 
 

@@ -155,9 +155,15 @@ class Tick:
     """What time it is, on a clock that never goes back.
 
     It ends what is overdue, so events that happened before it are told before it.
+
+    Attributes:
+        now_seconds: The time.
+        unheard_seconds: For how long before it nobody listened: what slots said then is still to
+            be told, so that no attempt and no start is charged for it.
     """
 
     now_seconds: float
+    unheard_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,7 @@ def _judged(row: Gain, alpha: float) -> Gain:
     better = (row.gain > 0) == row.higher_is_better
     within = row.p_equivalent is not None and row.p_equivalent <= alpha
     floor = row.noise_floor or 0.0
-    unsure = f"not claimed: the baseline, answered twice, may differ from itself by {floor:.4g}"
+    unsure = f"not claimed: the baseline, answered again, may differ from itself by {floor:.4g}"
     if row.p_corrected > alpha or row.gain == 0.0:
         if within and floor > (row.margin or 0.0):
             return noted(row, unsure)

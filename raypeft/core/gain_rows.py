@@ -45,6 +45,8 @@ class GainSettings:
         untested: By family (base, metric, filter), how many rows it lost to early stopping; they
             count as tested, since who is left was chosen by its luck as well.
         wants_noise_floor: Whether the sweep asks for noise floors: rows that have none say so.
+        zero_subjects: Ids of the baselines that are answered through an adapter of zero effect:
+            noise floors that are without them say so.
     """
 
     alpha: float = 0.05
@@ -58,6 +60,7 @@ class GainSettings:
     clusters: Mapping[str, Clusters] = field(default_factory=dict)
     untested: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     wants_noise_floor: bool = False
+    zero_subjects: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,7 @@ class Gain:
         rank: 1 is the best adapter of its baseline here, by `shrunk_gain`, or by the gain where
             there is none.
         p_best: Share of bootstrap draws on which it is best, baseline included.
-        noise_floor: How far the baseline may lie from itself when answered twice (see `noise`);
+        noise_floor: How far the baseline may lie from itself when answered again (see `noise`);
             gains up to it are not claimed. None where that was not tried.
         num_clusters: Clusters that were drawn and swapped as a whole; None where each document
             stands for itself.

@@ -43,8 +43,8 @@ def compute_gains(
         adapters: Scored cells of adapters; rows come back in their order, groups at the end.
         groups: The groups of the sweep; those without an aggregation of their own give no rows.
         settings: How to compute.
-        again: Baselines answered a second time, for the noise floor; see `noise`.
-        first: What they are the second answers of; the baselines if None.
+        again: Baselines answered again, for the noise floor; see `noise`.
+        first: What they are further answers of; the baselines if None.
     """
     settings = settings or GainSettings()
     drafts = draft_gains(baselines, adapters, groups, settings)
@@ -54,12 +54,15 @@ def compute_gains(
         if (found := _compare_column(column, settings, drafts.rows)) is not None
     ]
     by_column = noise_floors(baselines if first is None else first, again, groups, settings)
-    floors = {
-        i: by_column[key]
-        for key, column in drafts.columns.items()
-        if key in by_column
-        for i, _ in column.members
-    }
+    floors: dict[int, float] = {}
+    for key, column in drafts.columns.items():
+        if (floor := by_column.get(key)) is None:
+            continue
+        for i, _ in column.members:
+            floors[i] = floor.size
+            if floor.lacking:
+                missing = f"its noise floor is without {', '.join(floor.lacking)}"
+                drafts.rows[i] = noted(drafts.rows[i], missing)
     return judge(drafts.rows, compared, settings, floors)
 
 

@@ -6,6 +6,9 @@ is missing, refused or too thin is UNDECIDED, which does not pass.
 - A target passes if its verdict is a gain, corrected for all adapters and tasks of its base, and
   if the gain's one-sided bound reaches `min_gain`. It fails if the verdict is a loss, or if a gain
   of `min_gain` is ruled out.
+- A guard "*" must cover something: a sweep of targets alone shows nothing of what is forgotten.
+- While cells of the base are open nothing passes: the family that gains are corrected for grows as
+  they finish, and what is shown now may not be then.
 - A guard passes if the one-sided bound of the loss lies within the margin, and fails if a loss
   beyond the margin is shown. Bounds are at alpha divided by the number of guards (or targets) of
   the adapter, so that all of them hold at once (Bonferroni).
@@ -33,11 +36,11 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One target or guard for one adapter.
+    """One target or guard for one adapter, or what is asked of the sweep as a whole.
 
     Attributes:
-        kind: `target` or `guard`.
-        task: The task or group.
+        kind: `target`, `guard`, or `sweep`, which is undecided and stands there only to say why.
+        task: The task or group; "*" is all of them.
         metric: The metric; empty where there is none.
         filter: Its filter.
         decision: What the gains say.
@@ -91,7 +94,7 @@ class AdapterGate:
         base: The base's name.
         adapter: The adapter's name.
         decision: GO if every check passes, NO-GO if one fails.
-        checks: Targets, then guards.
+        checks: Targets, then guards, then what is asked of the sweep.
         forgetting: The largest loss first.
     """
 
@@ -110,6 +113,7 @@ def judge_adapter(
     adapter: str,
     everything: Sequence[str],
     alpha: float,
+    num_open: int = 0,
 ) -> AdapterGate:
     """Return what a policy says about one adapter.
 
@@ -120,6 +124,7 @@ def judge_adapter(
         adapter: The adapter's name.
         everything: The tasks and groups that "*" stands for.
         alpha: Level where the policy gives none.
+        num_open: Cells of the base that are yet to be answered or scored.
     """
     level = alpha if policy.alpha is None else policy.alpha
     targets = [(target, _find(rows, target)) for target in policy.targets]
@@ -127,6 +132,7 @@ def judge_adapter(
     checks = [
         *(_check_target(t, row, level / len(targets)) for t, row in targets),
         *(_check_guard(g, row, level / len(guards)) for g, row in guards),
+        *_check_sweep(policy, everything, base, num_open),
     ]
     aims = {target.task for target in policy.targets}
     found = (_find(rows, Target(task=task)) for task in everything if task not in aims)
@@ -235,6 +241,37 @@ def _check_guard(guard: Guard, row: Row | None, alpha: float) -> Check:
         reason = f"the noise floor of {floor:.4g} is larger than the margin of {margin:.4g}"
         return _decided(check, Decision.UNDECIDED, reason)
     return _decided(check, Decision.GO, f"a loss of {margin:.4g} is ruled out{_at_worst(check)}")
+
+
+def _check_sweep(
+    policy: Policy, everything: Sequence[str], base: str, num_open: int
+) -> list[Check]:
+    """Return why nothing may pass yet, whatever targets and guards say."""
+    reasons = []
+    aims = {target.task for target in policy.targets}
+    guards_all = any(guard.task == EVERYTHING for guard in policy.guards)
+    if guards_all and aims.issuperset(everything):
+        reasons.append(
+            f'the guard "{EVERYTHING}" covers nothing: the sweep has no task but the targets; add '
+            "tasks that must not be forgotten, or leave the guard out"
+        )
+    if num_open:
+        cells = "1 cell of {} is" if num_open == 1 else f"{num_open} cells of {{}} are"
+        reasons.append(
+            f"the sweep is unfinished: {cells.format(base)} open, and what is shown now may not "
+            "hold among more comparisons; run it again to its end"
+        )
+    return [
+        Check(
+            kind="sweep",
+            task=EVERYTHING,
+            metric="",
+            filter="",
+            decision=Decision.UNDECIDED,
+            reason=reason,
+        )
+        for reason in reasons
+    ]
 
 
 def _check(

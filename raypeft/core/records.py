@@ -35,6 +35,7 @@ class Adapter:
         merge: Whether it is merged into the weights of a copy of the base.
         tokenizer: Folder or hub id of its own tokenizer; None is the base's.
         tokenizer_digest: Digest of its own tokenizer; empty where it uses the base's.
+        expects_effect: Whether it must change the model; one of zero effect must not.
         config: Its `adapter_config.json`, for the tables.
     """
 
@@ -47,6 +48,7 @@ class Adapter:
     merge: bool = False
     tokenizer: str | None = None
     tokenizer_digest: str = ""
+    expects_effect: bool = True
     config: Mapping[str, Json] = field(default_factory=dict)
 
 
@@ -62,6 +64,8 @@ class Subject:
         vocab_size: Tokens to which a copy of the base is enlarged; None leaves it as it is.
         speaker: The adapter whose own tokenizer a baseline is asked with; None is the base's.
         again: Whether this is a baseline that is answered a second time, for the noise floor.
+        through: The adapter of zero effect through which such a baseline is answered; None is the
+            base alone.
     """
 
     id: str
@@ -70,16 +74,22 @@ class Subject:
     vocab_size: int | None = None
     speaker: Adapter | None = None
     again: bool = False
+    through: Adapter | None = None
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is the base alone."""
+        """Whether this is the base, as far as its answers go."""
         return self.adapter is None
+
+    @property
+    def attached(self) -> Adapter | None:
+        """The adapter that an engine attaches to the base for this subject."""
+        return self.adapter or self.through
 
     @property
     def opened(self) -> Adapter | None:
         """The adapter whose files an engine opens for this subject: weights, tokenizer or both."""
-        return self.adapter or self.speaker
+        return self.attached or self.speaker
 
     @property
     def tokenizer_digest(self) -> str:
@@ -88,6 +98,8 @@ class Subject:
 
     def opening(self, local: Adapter) -> "Subject":
         """Return this subject with the files it opens in another place."""
+        if self.through is not None:
+            return replace(self, through=local)
         if self.adapter is None:
             return replace(self, speaker=local)
         return replace(self, adapter=local)

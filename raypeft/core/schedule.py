@@ -95,8 +95,8 @@ def step(state: State, event: Event) -> list[Command]:
 def _apply(state: State, event: Event) -> str | None:
     """Apply an event; return the base whose slots may have lost their work, if any."""
     match event:
-        case Tick(now):
-            state.now_seconds = max(state.now_seconds, now)
+        case Tick(now, unheard):
+            state.pass_time(now, unheard)
             _expire(state)
             state.begin_watching()
             if seconds_left(state) <= 0 and _is_timed(state):
@@ -311,13 +311,13 @@ def _change_capacity(state: State, slots: int) -> None:
 def _expire(state: State) -> None:
     """End what is beyond its time."""
     state.begin_progress()
-    while state.unit_deadlines and state.unit_deadlines[0][0] <= state.now_seconds:
+    while state.unit_deadlines and state.unit_deadlines[0][0] <= state.watch_seconds:
         _, unit_id, attempt = heapq.heappop(state.unit_deadlines)
         run = state.running.get(unit_id)
         limit = state.policy.unit_timeout_seconds
         if run is None or run.attempt != attempt or limit is None:
             continue
-        if run.progress and run.progress_seconds + limit > state.now_seconds:
+        if run.progress and run.progress_seconds + limit > state.watch_seconds:
             # Slow, and not hung: it has got on since its time began.
             again = (run.progress_seconds + limit, unit_id, attempt)
             heapq.heappush(state.unit_deadlines, again)
@@ -329,7 +329,7 @@ def _expire(state: State) -> None:
         failure = Failure(FailureKind.TIMED_OUT, message, retryable=True)
         _unit_failed(state, unit_id, slot, failure)
     # The limit is the same for all, so the oldest start has the first deadline.
-    while state.start_deadlines and state.start_deadlines[0][0] <= state.now_seconds:
+    while state.start_deadlines and state.start_deadlines[0][0] <= state.watch_seconds:
         _, slot_id, phase = state.start_deadlines.popleft()
         if slot_id in state.slots and state.slots[slot_id].phase is phase:
             _start_timed_out(state, state.slots[slot_id])

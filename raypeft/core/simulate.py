@@ -8,7 +8,7 @@ the caller.
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Literal, TypeAlias
 
@@ -102,6 +102,7 @@ class Simulated:
         num_slots: Slots there were.
         num_units: Units there were at first.
         num_attempts: Attempts at them.
+        num_retries: Those among them that were not the first at their unit.
         num_loads: Times a base was loaded or tried to.
         num_done: Cells with results at the end, those done before not among them.
         num_failed: Cells given up.
@@ -119,6 +120,7 @@ class Simulated:
     num_slots: int
     num_units: int
     num_attempts: int
+    num_retries: int
     num_loads: int
     num_done: int
     num_failed: int
@@ -182,6 +184,8 @@ def simulate(plan: Plan, policy: Policy, chances: Chances, random: Random) -> Si
         chances: What goes wrong, and how far durations are from what is expected.
         random: Decides it.
     """
+    # Here every unit gets on, however long it takes: the limit is for those that hang.
+    policy = replace(policy, unit_timeout_seconds=None)
     night = _Night(plan, policy, chances, random)
     night.play()
     return night.result()
@@ -225,11 +229,14 @@ class _Night:
         phases = list(state.cells.values())
         is_whole = not (state.failures or CellPhase.NOT_STARTED in phases)
         units = ((unit.base, unit.seconds * self._factors[unit.id]) for unit in self._plan.units)
+        attempts = sum(tally.started for tally in state.tallies.values())
+        tried = sum(state.tallies[unit.id].started > 0 for unit in self._plan.units)
         bound = lower_bound(units, self._loads, self._policy.slots) if is_whole else 0.0
         return Simulated(
             num_slots=self._policy.slots,
             num_units=len(self._plan.units),
-            num_attempts=sum(tally.started for tally in state.tallies.values()),
+            num_attempts=attempts,
+            num_retries=attempts - tried,
             num_loads=sum(span.activity == "loading" for span in self._spans),
             num_done=phases.count(CellPhase.DONE) - len(self._plan.done),
             num_failed=phases.count(CellPhase.FAILED),

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raypeft.core.engine_choice import AGAIN_SUFFIX, HF_SUFFIX
+from raypeft.core.engine_choice import AGAIN_SUFFIX, HF_SUFFIX, SECOND_SUFFIXES, ZERO_SUFFIX
 from raypeft.core.spec_models import (
     AdapterEntry,
     Base,
@@ -85,9 +85,9 @@ def _check_bases(raw: object) -> Iterator[Problem]:
         if base is not None and (other := _namesake(base.name, names)):
             yield Problem(
                 f"bases[{index}]",
-                f'"{base.name}" and "{other}" differ by {HF_SUFFIX} or {AGAIN_SUFFIX} alone, which '
-                "is how second baselines of a base are named: that of another engine, and that "
-                "which is answered again",
+                f'"{base.name}" and "{other}" differ by {HF_SUFFIX}, {AGAIN_SUFFIX} or '
+                f"{ZERO_SUFFIX} alone, which is how second baselines of a base are named: that of "
+                "another engine, and those which are answered again",
                 "give one of them another `name:`",
             )
         adapters = _items(item.get("adapters")) if isinstance(item, dict) else []
@@ -101,7 +101,7 @@ def _check_bases(raw: object) -> Iterator[Problem]:
 
 def _namesake(name: str, others: Iterable[str]) -> str:
     """Return the base whose further baseline would have this name, or the other way round."""
-    ends = (HF_SUFFIX, AGAIN_SUFFIX, HF_SUFFIX + AGAIN_SUFFIX)
+    ends = (HF_SUFFIX, *SECOND_SUFFIXES, *(HF_SUFFIX + end for end in SECOND_SUFFIXES))
     pairs = ((name, other) for other in others)
     return next((b for a, b in pairs if any(a == b + end or b == a + end for end in ends)), "")
 

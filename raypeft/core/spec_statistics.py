@@ -96,8 +96,8 @@ class StatisticsSection(BaseModel):
     )
     noise_floor: bool = Field(
         default=False,
-        description="Whether each base answers everything twice: gains that are no larger than "
-        "what it differs from itself are not claimed.",
+        description="Whether each base answers everything twice more, alone and through an adapter "
+        "of zero effect: gains up to what it differs from itself are not claimed.",
     )
 
     early_stopping: EarlyStoppingSection | None = Field(

@@ -44,7 +44,8 @@ class State:
     def __init__(self, plan: Plan, policy: Policy) -> None:
         self.plan = plan
         self.policy = policy
-        self.now_seconds = 0.0
+        self.now_seconds = self.unheard_seconds = 0.0
+        """The second is for how long, all in all, nobody listened."""
         self.stop: StopRequested | None = None
         self.closed = ""
         """Why nothing is begun any more although nobody asked for a stop: the deadline."""
@@ -54,7 +55,7 @@ class State:
         """What the present step wants done."""
         self.slots: dict[str, SlotState] = {}
         self.idle: dict[str, None] = {}
-        self.num_draining = 0
+        self.num_draining = self.num_waiting = 0
         self.bases: dict[str, BaseState] = {
             name: BaseState(plan.costs.get(name, EngineCost())) for name in plan.engines
         }
@@ -79,16 +80,15 @@ class State:
         """For each cell that is being answered, its units that are not done."""
         self.tallies: dict[str, Tally] = {}
         self.running: dict[str, Running] = {}
-        self.num_waiting = 0
         self.cells: dict[str, CellPhase] = {}
         self.scoring: dict[str, int] = {}
         """Attempts under way, by cell."""
         self.score_tallies: dict[str, Tally] = {}
         self.to_score: deque[str] = deque()
         self.failures: dict[str, Failure] = {}
+        """Why cells were given up."""
         self.left_out: dict[str, str] = {}
         """Why cells were left out when time was over, or since they are hopeless."""
-        """Why cells were given up."""
         self.num_units_open = len(self.units)
         self.tokens = self.tokens_open = sum(unit.tokens for unit in plan.units)
         self.moved: dict[tuple[str, int], None] = {}
@@ -113,6 +113,11 @@ class State:
         """Whether this attempt is the one whose answer counts."""
         run = self.running.get(unit_id)
         return run is not None and run.slot == slot and run.attempt == attempt
+
+    @property
+    def watch_seconds(self) -> float:
+        """The time without that in which nobody listened: on it limits are counted."""
+        return self.now_seconds - self.unheard_seconds
 
     @property
     def has_room(self) -> bool:
@@ -354,6 +359,12 @@ class State:
 
     # --- time ---------------------------------------------------------------------------------
 
+    def pass_time(self, now_seconds: float, unheard_seconds: float) -> None:
+        """Let it be later, if it is; of the time that has passed a part may have been unheard."""
+        passed = max(0.0, now_seconds - self.now_seconds)
+        self.now_seconds = max(self.now_seconds, now_seconds)
+        self.unheard_seconds += min(passed, unheard_seconds)
+
     def note_pace(self, unit_id: str) -> None:
         """Note how long a unit that is about to end has taken."""
         run, unit = self.running[unit_id], self.units[unit_id]
@@ -371,19 +382,19 @@ class State:
         for unit_id, attempt in self.moved:
             run = self.running.get(unit_id)
             if run is not None and run.attempt == attempt:
-                run.progress_seconds = self.now_seconds
+                run.progress_seconds = self.watch_seconds
         self.moved.clear()
 
     def begin_watching(self) -> None:
         """Let the time of what was begun since the last tick run from now on."""
         limit = self.policy.unit_timeout_seconds
         if limit is not None:
-            deadline = self.now_seconds + limit
+            deadline = self.watch_seconds + limit
             for unit, attempt in self.new_runs:
                 heapq.heappush(self.unit_deadlines, (deadline, unit, attempt))
         limit = self.policy.start_timeout_seconds
         if limit is not None:
-            deadline = self.now_seconds + limit
+            deadline = self.watch_seconds + limit
             self.start_deadlines.extend((deadline, slot, phase) for slot, phase in self.new_starts)
         self.new_runs.clear()
         self.new_starts.clear()

@@ -55,6 +55,8 @@ class RunPhase(StrEnum):
     """What the last run did when it was last heard of."""
 
     NEVER_RUN = "never run"
+    PREPARING = "being prepared"
+    """Somebody works on it, and builds requests or plans: its run has not begun."""
     RUNNING = "running"
     KILLED = "killed"
     """The journal has no end of the run, and nobody works on it."""
@@ -193,6 +195,12 @@ class Status:
         for cell in self.cells:
             if cell.state in (CellState.RUNNING, CellState.SCORING):
                 cell.state, cell.why = CellState.WAITING, "the run was killed; start it again"
+
+    def prepare(self) -> None:
+        """Say that another run is about to begin."""
+        if self.phase is RunPhase.RUNNING:
+            self.kill()
+        self.phase = RunPhase.PREPARING
 
     def count(self, state: CellState) -> int:
         """Return how many cells are in a state."""

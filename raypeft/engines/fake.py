@@ -15,7 +15,8 @@ death of a process, gains.
   An adapter's own skill; its skill on questions that begin so, by their beginning; the share of
   questions on which it does not know what others of its skill know, but its own; and by how much
   its rolling log-likelihood is better for each byte. An adapter that is not named has the base's
-  skill and no effect, and answers of its own otherwise.
+  skill and no effect, and answers of its own otherwise. One of zero effect (it is named
+  `base@zero`) answers as the base, except for what is named here.
 - `script`: what does not change any answer and is no part of an identity:
     - `hardware`: name of the pretended device; different names are different hardware. `$NAME` in
       it is a variable of the slot's environment, so that nodes can differ.
@@ -146,10 +147,10 @@ class FakeEngine:
 
     def _misread(self, subject: Subject) -> Failure | None:
         """Return why the files of an adapter cannot be used, where they are looked at."""
-        if subject.adapter is None or not self._script.get("reads_adapters"):
+        if subject.attached is None or not self._script.get("reads_adapters"):
             return None
         try:
-            open_adapter(subject.adapter)
+            open_adapter(subject.attached)
         except CellError as error:
             return Failure(FailureKind(error.kind), error.message, error.retryable)
         return None
@@ -157,7 +158,7 @@ class FakeEngine:
     def _happens(
         self, event: Mapping[str, Json], subject: Subject, shard: Shard, call: int
     ) -> bool:
-        name = "" if subject.adapter is None else subject.adapter.name
+        name = "" if subject.attached is None else subject.attached.name
         now = {
             "call": call,
             "adapter": name,
@@ -224,17 +225,18 @@ class FakeEngine:
                 skill = own
         rank = _uniform(["question", question])
         luck = float(effect.get("luck", 0.0))
-        if luck and subject.adapter is not None:
-            mine: list[Json] = [subject.adapter.digest, question]
+        if luck and subject.attached is not None:
+            mine: list[Json] = [subject.attached.digest, question]
             if _uniform(["luck", *mine]) < luck:
                 rank = _uniform(["own question", *mine])
         return rank < float(skill)
 
     def _effect(self, subject: Subject) -> Mapping[str, Json]:
         effects: Mapping[str, Mapping[str, Json]] = self._spec.options.get("effects", {})
-        if subject.adapter is None:
+        adapter = subject.attached
+        if adapter is None:
             return {}
-        return effects.get(subject.adapter.digest) or effects.get(subject.adapter.name) or {}
+        return effects.get(adapter.digest) or effects.get(adapter.name) or {}
 
     def _noise(self, subject: Subject, request: Request) -> float:
         """Return a number in [0, 1) that belongs to this subject and these arguments."""

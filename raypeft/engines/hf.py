@@ -105,7 +105,7 @@ class HFEngine(HFModel):
             if is_fatal(error):
                 raise EngineFatalError(f"{type(error).__name__}: {error}") from error
             failure = as_failure(error, f"subject {subject.id!r}", traceback.format_exc())
-            if subject.is_baseline and failure.kind is FailureKind.CRASHED:
+            if subject.attached is None and failure.kind is FailureKind.CRASHED:
                 self.restore()
                 raise
         if failure is not None:

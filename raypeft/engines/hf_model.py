@@ -44,6 +44,7 @@ from raypeft.engines.hf_snapshot import Snapshot, take_snapshot
 from raypeft.engines.hf_tokenizers import Tokenizers
 from raypeft.engines.progress import got_on
 from raypeft.engines.quantization import check_quantization, loading_arguments
+from raypeft.engines.zero_adapter import why_effect
 from raypeft.errors import CellError, EngineFatalError
 
 _RECENT_TEXTS = 16
@@ -101,7 +102,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._tokenizers.use(subject.opened)
         variant = variant_of(subject)
         if variant is None:
-            self.switch(subject.adapter)
+            self.switch(subject.attached)
         elif variant != self._variant:
             self.restore()
             self._answer_from_a_copy(subject, variant)
@@ -165,8 +166,7 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         """Make the model the base alone, or the base with this adapter, proven to be applied."""
         if self._variant is not None:
             self.restore()  # a copy is a copy only if the base is what it was
-        digest = None if adapter is None else adapter.digest
-        if digest == (None if self._attached is None else self._attached.digest):
+        if _standing(adapter) == _standing(self._attached):
             return
         self.restore()
         if adapter is None:
@@ -191,6 +191,9 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 FailureKind.NOT_FINITE,
                 f"adapter {adapter.name!r}: with it the model's logits are NaN or infinite",
             )
+        if not adapter.expects_effect:
+            self._check_unchanged(adapter, expected, found)
+            return
         if torch.equal(expected, found) or (
             found.dtype == torch.float32
             and float((expected - found).abs().max()) <= ROUNDING_LOGITS
@@ -201,6 +204,15 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 f"{expected.shape[0]} rows of {expected.shape[1]} tokens the logits are those of "
                 "the base within rounding; was it trained, and saved afterwards?",
             )
+
+    def _check_unchanged(
+        self, adapter: Adapter, expected: torch.Tensor, found: torch.Tensor
+    ) -> None:
+        moved = deviation(found, expected)
+        what = f"adapter {adapter.name!r}"
+        dtype = str(expected.dtype).removeprefix("torch.")
+        if why := why_effect(moved.largest, moved.mean, dtype, what):
+            raise CellError(FailureKind.UNSUPPORTED, why)
 
     def restore(self) -> None:
         """Make the model the base alone, proven to be what was loaded; load it again if not.
@@ -374,6 +386,11 @@ class HFModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             )
         self._tokens_seen += tokens.numel()
         return tokens
+
+
+def _standing(adapter: Adapter | None) -> tuple[str, bool] | None:
+    """Return what is attached, and what was proven of it."""
+    return None if adapter is None else (adapter.digest, adapter.expects_effect)
 
 
 class _Recorder:

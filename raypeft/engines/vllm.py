@@ -93,7 +93,7 @@ class VLLMEngine(VLLMModel):
             if why := _why_not(subject):
                 failure = Failure(FailureKind.UNSUPPORTED, f"subject {subject.id!r}: {why}")
                 found[subject.id] = SubjectAnswers(subject=subject.id, failure=failure)
-            elif subject.adapter is not None:
+            elif subject.attached is not None:
                 adapted.append(subject)
             elif subject.id not in found:
                 # The base is alone in its calls: see `Caller.run`.
@@ -150,7 +150,7 @@ class VLLMEngine(VLLMModel):
     ) -> dict[str, SubjectAnswers]:
         """Ask all these subjects at once: the base alone, or adapters that are held."""
         voices = [
-            Voice(None if one.adapter is None else held[one.adapter.digest], Effort())
+            Voice(None if one.attached is None else held[one.attached.digest], Effort())
             for one in subjects
         ]
         if not voices:
@@ -271,7 +271,7 @@ def _subject_answers(
 ) -> SubjectAnswers:
     failure = _not_finite(subject, said)
     answers = [] if failure else [one for one in said.values() if one is not None]
-    lane = "" if subject.adapter is None else ", lane shared"
+    lane = "" if subject.attached is None else ", lane shared"
     # How many is left out, which differs from shard to shard.
     again = ["some continuations asked again without the cache"] if effort.num_again else []
     notes = "; ".join((*again, *steps))
@@ -313,8 +313,8 @@ def _why_not(subject: Subject) -> str:
 
 
 def _adapter(subject: Subject) -> Adapter:
-    assert subject.adapter is not None
-    return subject.adapter
+    assert subject.attached is not None
+    return subject.attached
 
 
 def _groups(subjects: Sequence[Subject], capacity: int) -> list[list[Subject]]:

@@ -23,6 +23,7 @@ from raypeft.engines.vllm_capabilities import is_dead
 from raypeft.engines.vllm_log import ProcessLog, fatal
 from raypeft.engines.vllm_preflight import Preflight
 from raypeft.engines.vllm_watch import call_watched
+from raypeft.engines.zero_adapter import why_effect
 from raypeft.errors import CellError, EngineFatalError
 
 ROUNDING_NATS = 5e-5
@@ -62,12 +63,13 @@ class HeldAdapters:
         self._log = log
         self._preflight = preflight
         self._probe = probe
+        self._dtype = dtype
         self._is_exact = dtype != "float32"
         self.capacity = capacity
         self.not_finite: list[str] = []
         self._numbers = itertools.count(1)
         self._requests: dict[str, Any] = {}
-        self._proven: dict[str, Failure | None] = {}
+        self._proven: dict[tuple[str, bool], Failure | None] = {}
         (self._base_probe,) = probe([None])
         if not all(map(math.isfinite, self._base_probe)):
             raise ValueError(f"its log-probabilities are NaN in {dtype}; another dtype may do")
@@ -85,7 +87,7 @@ class HeldAdapters:
         assert len(unique) <= max(self.capacity, 1)
         found: dict[str, Any | Failure] = {}
         for digest, adapter in unique.items():
-            failed = self._proven.get(digest)
+            failed = self._proven.get(_claim(adapter))
             try:
                 found[digest] = failed or self._load(adapter)
             except CellError as error:
@@ -93,7 +95,7 @@ class HeldAdapters:
                 found[digest] = Failure(kind, error.message, error.retryable)
         self._prove([unique[key] for key, one in found.items() if not isinstance(one, Failure)])
         for digest in found:
-            found[digest] = self._proven.get(digest) or found[digest]
+            found[digest] = self._proven.get(_claim(unique[digest])) or found[digest]
         self._check_held([one for one in found.values() if not isinstance(one, Failure)])
         return found
 
@@ -109,7 +111,7 @@ class HeldAdapters:
         request = self._requests.get(adapter.digest)
         if request is None or request.lora_int_id not in self._held():
             files = open_adapter(adapter)
-            self._preflight.check(files, what=what)
+            self._preflight.check(files, what=what, expects_effect=adapter.expects_effect)
             # A new number, also after a rejection: vLLM never loads under one that it knows.
             number = next(self._numbers) if request is None else request.lora_int_id
             request = _request(adapter.digest, number, str(files.folder))
@@ -134,12 +136,12 @@ class HeldAdapters:
 
     def _prove(self, adapters: Sequence[Adapter]) -> None:
         """Compare what the new ones say with what the base says, once for each."""
-        new = [adapter for adapter in adapters if adapter.digest not in self._proven]
+        new = [adapter for adapter in adapters if _claim(adapter) not in self._proven]
         if not new:
             return
         probes = self._probe([self._requests[adapter.digest] for adapter in new])
         for adapter, values in zip(new, probes, strict=True):
-            self._proven[adapter.digest] = self._verdict(adapter, values)
+            self._proven[_claim(adapter)] = self._verdict(adapter, values)
 
     def _verdict(self, adapter: Adapter, values: Sequence[float]) -> Failure | None:
         what = f"adapter {adapter.name!r}"
@@ -150,6 +152,10 @@ class HeldAdapters:
         differences = [
             abs(left - right) for left, right in zip(values, self._base_probe, strict=True)
         ]
+        if not adapter.expects_effect:
+            mean = math.fsum(differences) / len(differences)
+            why = why_effect(max(differences), mean, self._dtype, what)
+            return Failure(FailureKind.UNSUPPORTED, why) if why else None
         if max(differences) <= (0.0 if self._is_exact else ROUNDING_NATS):
             return Failure(
                 FailureKind.NO_EFFECT,
@@ -173,6 +179,11 @@ class HeldAdapters:
                 f"vLLM does not hold {len(gone)} of {len(requests)} adapters that were just loaded "
                 f"({', '.join(gone[:3])}); it would read them from disk in the middle of a step"
             )
+
+
+def _claim(adapter: Adapter) -> tuple[str, bool]:
+    """Return what is proven of an adapter: its content, and that it has an effect or has none."""
+    return adapter.digest, adapter.expects_effect
 
 
 def _request(name: str, number: int, folder: str) -> Any:

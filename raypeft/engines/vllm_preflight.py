@@ -57,8 +57,13 @@ class Preflight:
         self._read = adapter_settings | _NEEDS_NO_READING
         self._base = read_base_tensors(base_folder)
 
-    def check(self, files: AdapterFiles, *, what: str) -> None:
+    def check(self, files: AdapterFiles, *, what: str, expects_effect: bool = True) -> None:
         """Refuse an adapter of which vLLM would leave something out.
+
+        Args:
+            files: The adapter's files.
+            what: What they are, for messages.
+            expects_effect: Whether weights that are zero everywhere are refused.
 
         Raises:
             CellError: `unsupported`, `does_not_fit`, or what `adapter_checks` finds.
@@ -74,7 +79,11 @@ class Preflight:
         check_lora(files.tensors, config, what=what, base_folder=str(self._folder))
         self._check_names(files.tensors, what)
         # Last, since it reads every value; and here, since NaN would stay in the engine's cache.
-        check_values(files.weights, files.tensors, config, what=what)
+        try:
+            check_values(files.weights, files.tensors, config, what=what)
+        except CellError as error:
+            if expects_effect or error.kind != FailureKind.NO_EFFECT:
+                raise
 
     def _check_names(self, tensors: Mapping[str, TensorInfo], what: str) -> None:
         for name, tensor in tensors.items():

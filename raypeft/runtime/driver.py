@@ -74,6 +74,10 @@ AfterLoss: TypeAlias = Callable[[EngineSpec, Hardware, Failure], EngineSpec]
 WAIT_SECONDS = 1.0
 """How soon a signal or an expired limit is noticed while nothing happens."""
 
+DEAF_SECONDS = 5.0
+"""A round that takes longer, since storage failed for a while for instance, hears nothing of slots
+for too long to count it against them."""
+
 
 def as_before(spec: EngineSpec, hardware: Hardware, failure: Failure) -> EngineSpec:
     """Return what a slot was started with: its loss has taught nothing."""
@@ -185,6 +189,7 @@ class _Run:
         self._pool.drop_spares()
         while not self._state.finished:
             self._events.extend(self._pool.wait(WAIT_SECONDS))
+            heard_seconds = self._clock()
             if stop.signal_name and self._state.stop is None:
                 # First only begin nothing new: what has just come is still current, and stored.
                 self._step(StopRequested(stop.signal_name, drain=True))
@@ -192,7 +197,9 @@ class _Run:
             self._look()
             if self._state.stop == StopRequested(stop.signal_name, drain=True) and not drain:
                 self._step(StopRequested(stop.signal_name, drain=False))
-            self._step(Tick(self._clock()))
+            now = self._clock()
+            deaf_seconds = now - heard_seconds
+            self._step(Tick(now, deaf_seconds if deaf_seconds > DEAF_SECONDS else 0.0))
             on_progress(self._meter.progress(self._state, self._clock()))
         if self._state.stop is not None:
             raise Interrupted(self._state.stop.reason)

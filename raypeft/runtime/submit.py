@@ -206,9 +206,14 @@ class JobServer:
                 asyncio.run(self._tail(job, seen))
             except Exception as caught:  # noqa: BLE001 - a log that breaks off is asked for again
                 error = caught
-            with self._refusals():
-                if self._client.get_job_info(job).status in _ENDED:
-                    return self._ended(job, seen)
+            ends = False
+            try:
+                with self._refusals():
+                    ends = self._client.get_job_info(job).status in _ENDED
+            except SetupError as refused:  # the head, or the way to it, may be away for a while
+                error = refused
+            if ends:
+                return self._ended(job, seen)
             breaks = 0 if seen.num_chars > before else breaks + 1
             if breaks > MAX_BREAKS:
                 raise SetupError(

@@ -99,7 +99,13 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         # "x": a second driver that got past the lease must not share a segment.
         stream = FileIO(path, "x")
-        sync_folder(path.parent)
+        try:
+            sync_folder(path.parent)
+        except OSError:
+            # Who tries again takes the same number, which must not be taken then.
+            stream.close()
+            path.unlink(missing_ok=True)
+            raise
         return stream
 
     def _append_object(self, line: str) -> None:
@@ -144,7 +150,14 @@ def _entries(data: bytes, place: str) -> Iterator[Entry]:
                     "read it with the raypeft that wrote it",
                 )
         else:
-            yield Entry(**value)
+            yield _entry(value, place, position)
+
+
+def _entry(value: Json, place: str, position: int) -> Entry:
+    try:
+        return Entry(**value)
+    except TypeError as error:
+        raise StoreError(place, f"line {position + 1} is no line of a journal: {error}") from error
 
 
 def _segments(folder: Folder) -> list[int]:

@@ -36,6 +36,17 @@ def test_a_night_that_is_over_is_told_with_its_counts(
     assert (message["state"], message["num_reused"], message["failed"]) == ("finished", 3, [])
 
 
+def test_a_night_that_its_deadline_ended_is_not_told_as_finished(
+    make_lab_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    told = tmp_path / "told.json"
+    short = {"deadline": "0.001s"}
+    api.run(make_lab_sweep(engine=FAKE, notify=telling(told), schedule=short), pool="local")
+    message = json.loads(told.read_text())
+    assert message["state"] == "ended by its deadline with open cells"
+    assert (message["num_done"], message["num_failed"], message["num_left_out"]) == (0, 0, 9)
+
+
 def test_a_night_that_could_not_begin_is_told_too(
     make_lab_sweep: MakeSweep, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from raypeft.api import packing
 from raypeft.api.packing import Package, pack
+from raypeft.api.submitting import SWEEP_IN_PACKAGE
 from raypeft.core.spec import Sweep, make_sweep, parse_sweep
 from raypeft.errors import SpecError
 from raypeft.runtime.package import write_package
@@ -174,7 +175,6 @@ def test_task_files_travel_with_their_code_and_the_data_they_name(
     assert set(package.files) == {
         "tasks/mine.yaml",
         "tasks/utils.py",
-        "tasks/.gitignore",
         "data/mine.jsonl",
         "packaged/0/one.yaml",
         "packaged/0/helper.py",
@@ -194,3 +194,26 @@ def test_the_packaged_sweep_is_read_back(here: Path) -> None:
     from raypeft.core.spec import dump_sweep
 
     assert parse_sweep(dump_sweep(package.sweep), source="x") == package.sweep
+
+
+@pytest.mark.torch
+def test_what_is_hidden_does_not_travel(here: Path) -> None:
+    (here / "tasks" / ".aws").mkdir(parents=True)
+    for name in (".env", ".aws/credentials", "mine.yaml"):
+        (here / "tasks" / name).write_text("task: mine\n")
+    assert set(pack(sweep_of(include_path=["tasks"])).files) == {"tasks/mine.yaml"}
+
+
+@pytest.mark.torch
+def test_a_sweep_beside_a_task_file_does_not_take_the_place_of_the_one_that_is_run(
+    here: Path,
+) -> None:
+    (here / "sweep.yaml").write_text("output: elsewhere\n")
+    (here / "mine.yaml").write_text("task: mine\ndataset_path: json\n")
+    package = pack(sweep_of(tasks=["mine.yaml"]))
+    assert "sweep.yaml" in package.files
+    target = here / "p.zip"
+    write_package(target, files=package.files, texts={SWEEP_IN_PACKAGE: "own\n"})
+    with zipfile.ZipFile(target) as archive:
+        assert len(set(archive.namelist())) == len(archive.namelist())
+        assert archive.read(SWEEP_IN_PACKAGE) == b"own\n"

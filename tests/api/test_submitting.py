@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import pytest
 
+from raypeft.api import submitting
+from raypeft.api.packing import Package
 from raypeft.api.submitting import end_message, job_prefix
 from raypeft.core.spec import Sweep, make_sweep
+from raypeft.errors import SetupError
 
 
 def sweep(**changes: object) -> Sweep:
@@ -44,3 +49,9 @@ def test_an_end_says_what_to_do_unless_the_run_has(
     said = end_message(status, code, message)
     assert words in said
     assert bool(said) == bool(words)
+
+
+def test_a_file_that_cannot_be_read_is_said_and_not_thrown(tmp_path: Path) -> None:
+    package = Package(sweep(), files={"tasks/gone.yaml": tmp_path / "gone.yaml"})
+    with pytest.raises(SetupError, match=r"gone\.yaml"):
+        submitting._write(package, tmp_path / "package.zip")

@@ -29,6 +29,12 @@ def test_a_night_in_which_the_clocks_change_is_longer_or_shorter() -> None:
     assert hours("07:00", datetime(2026, 3, 28, 22, 0, tzinfo=BERLIN)) == 8.0
 
 
+def test_in_an_hour_that_comes_twice_it_is_the_next_of_both_moments() -> None:
+    twice = datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN)
+    assert hours("02:45", twice) == 0.25
+    assert hours("02:45", twice.replace(fold=1)) == 0.25
+
+
 def test_a_moment_is_local_unless_it_names_its_zone() -> None:
     now = datetime(2026, 11, 24, 22, 0, tzinfo=BERLIN)
     assert hours("2026-11-25T07:00", now) == 9.0
@@ -54,6 +60,12 @@ def test_the_zone_of_this_machine_is_taken_where_none_is_given() -> None:
 )
 def test_what_is_no_deadline_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="expected a time of day"):
+        check_deadline(text)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00", "9999-12-31T23:59"])
+def test_a_year_that_another_zone_may_not_have_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is out of range"):
         check_deadline(text)
 
 

@@ -19,7 +19,9 @@ def row(task: str, gain: float | None, error: float | None = 0.01, **fields: Any
     return values | fields
 
 
-def judged(policy: str, *rows: Row, everything: tuple[str, ...] = ()) -> AdapterGate:
+def judged(
+    policy: str, *rows: Row, everything: tuple[str, ...] = (), num_open: int = 0
+) -> AdapterGate:
     return judge_adapter(
         parse_policy(policy, source="policy.yaml"),
         rows,
@@ -27,6 +29,7 @@ def judged(policy: str, *rows: Row, everything: tuple[str, ...] = ()) -> Adapter
         adapter="lora",
         everything=everything or tuple(r["task"] for r in rows),
         alpha=0.05,
+        num_open=num_open,
     )
 
 
@@ -148,6 +151,32 @@ def test_what_is_missing_or_refused_never_passes() -> None:
         "there is no result",
     ]
     assert found.decision is Decision.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("num_open", "words"), [(1, "1 cell of base is open"), (7, "7 cells of base are open")]
+)
+def test_while_cells_are_open_nothing_passes(num_open: int, words: str) -> None:
+    policy = "{targets: [a], guards: [{task: b, margin: 0.03}]}"
+    good, held = row("a", 0.1, verdict="gain"), row("b", 0.0)
+    found = judged(policy, good, held, num_open=num_open)
+    assert found.decision is Decision.UNDECIDED
+    assert decisions(found) == ["GO", "GO", "UNDECIDED"]
+    assert (found.checks[2].kind, found.checks[2].task) == ("sweep", "*")
+    assert words in found.checks[2].reason
+    assert judged(policy, good, row("b", -0.2), num_open=num_open).decision is Decision.NO_GO
+
+
+def test_a_guard_of_everything_else_must_cover_something() -> None:
+    policy = '{targets: [a], guards: [{task: "*", margin: 0.03}]}'
+    found = judged(policy, row("a", 0.1, verdict="gain"))
+    assert found.decision is Decision.UNDECIDED
+    assert decisions(found) == ["GO", "UNDECIDED"]
+    assert 'the guard "*" covers nothing' in found.checks[1].reason
+    # With a guard of its own for each other task it adds nothing, and nothing is unguarded.
+    policy = '{targets: [a], guards: [{task: b, margin: 0.03}, {task: "*", margin: 0.03}]}'
+    found = judged(policy, row("a", 0.1, verdict="gain"), row("b", 0.0))
+    assert found.decision is Decision.GO
 
 
 def test_everything_is_guarded_but_the_targets_and_what_has_a_guard_of_its_own() -> None:

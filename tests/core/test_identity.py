@@ -15,7 +15,15 @@ from raypeft.core.identity import (
     request_set_digest,
     score_key,
 )
-from raypeft.core.records import Document, EngineSpec, EvaluationSettings, Json, Request, Subject
+from raypeft.core.records import (
+    Adapter,
+    Document,
+    EngineSpec,
+    EvaluationSettings,
+    Json,
+    Request,
+    Subject,
+)
 
 RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -116,6 +124,15 @@ def test_whatever_can_change_a_score_changes_the_request_sets_digest(
 )
 def test_whatever_can_change_an_answer_changes_the_cells_key(changes: dict[str, Json]) -> None:
     assert key_of_cell(**changes) != key_of_cell()
+
+
+def test_an_engine_opens_and_attaches_what_a_baseline_is_answered_through() -> None:
+    zero = Adapter(name="b@zero", path="here", digest="d", expects_effect=False)
+    through = Subject(id="b@zero", base="b", again=True, through=zero)
+    assert through.is_baseline
+    assert through.attached == through.opened == zero
+    moved = through.opening(replace(zero, path="there"))
+    assert moved == replace(through, through=replace(zero, path="there"))
 
 
 def test_a_baseline_that_is_answered_again_has_answers_of_its_own() -> None:

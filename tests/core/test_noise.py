@@ -19,7 +19,7 @@ def bits(n: int, ones: int) -> list[Json]:
 
 def floors(before: list[Json], again: list[Json]) -> list[float]:
     cells = [make_cell(v, adapter=a) for v, a in ((before, None), (again, "base@again"))]
-    return list(noise_floors(cells[:1], cells[1:], (), QUICK).values())
+    return [floor.size for floor in noise_floors(cells[:1], cells[1:], (), QUICK).values()]
 
 
 def test_a_baseline_that_answers_alike_has_no_floor_to_speak_of() -> None:
@@ -51,7 +51,7 @@ def test_a_gain_below_the_floor_is_not_claimed_and_the_reason_is_given() -> None
     assert gain.verdict is Verdict.INCONCLUSIVE
     assert gain.noise_floor == pytest.approx(1.96 * math.sqrt(60) / 400)
     assert gain.reason == (
-        "not claimed: the baseline, answered twice, may differ from itself by 0.03796"
+        "not claimed: the baseline, answered again, may differ from itself by 0.03796"
     )
     assert replace(gain, noise_floor=None, verdict=plain.verdict, reason="") == plain
 
@@ -108,6 +108,29 @@ def test_the_floor_of_one_engine_is_not_that_of_another() -> None:
     fast, odd = compute_gains(baselines, adapters, (), QUICK, [again])
     assert (fast.noise_floor or 0) > 0
     assert odd.noise_floor is None
+
+
+@pytest.mark.parametrize("far", ["base@again", "base@zero"])
+def test_of_two_further_answers_the_one_that_lies_farther_away_counts(far: str) -> None:
+    cells = [make_cell(bits(100, 40)), make_cell(bits(100, 70), adapter="x")]
+    others = {"base@again": bits(100, 42), "base@zero": bits(100, 42), far: bits(100, 48)}
+    again = [make_cell(values, adapter=name) for name, values in others.items()]
+    (gain,) = compute_gains(cells[:1], cells[1:], (), QUICK, again)
+    assert gain.noise_floor == pytest.approx(0.08)
+    assert (gain.adapter, gain.rank, gain.reason) == ("x", 1, "")
+
+
+@pytest.mark.parametrize(
+    ("there", "lacking"), [("base@again", "base@zero"), ("base@zero", "base@again")]
+)
+def test_a_floor_without_one_of_its_answers_says_so(there: str, lacking: str) -> None:
+    cells = [make_cell(bits(100, 40)), make_cell(bits(100, 70), adapter="x")]
+    settings = replace(QUICK, wants_noise_floor=True, zero_subjects=frozenset({"base@zero"}))
+    again = [make_cell(bits(100, 45), adapter=there)]
+    (gain,) = compute_gains(cells[:1], cells[1:], (), settings, again)
+    assert gain.noise_floor == pytest.approx(0.05)
+    assert gain.reason == f"its noise floor is without {lacking}"
+    assert gain.verdict is Verdict.GAIN
 
 
 def test_a_floor_that_was_asked_for_and_is_not_known_is_said_to_be_missing() -> None:

@@ -236,6 +236,20 @@ def test_progress_that_is_told_in_time_counts_although_its_tick_is_late() -> Non
     assert of(play(state, Tick(510.0)), StopSlot)
 
 
+def test_time_in_which_nobody_listened_is_charged_to_no_attempt_and_no_start() -> None:
+    policy = Policy(unit_timeout_seconds=10.0, start_timeout_seconds=10.0)
+    state, _ = begun(make_plan(adapters=0), policy)
+    assert play(state, Tick(905.0, 900.0), Tick(909.9)) == []
+    assert of(play(state, Tick(910.0)), StopSlot)
+    assert play(state, Tick(1800.0, 890.0)) == []
+    assert of(play(state, Tick(1810.0)), StopSlot)
+
+
+def test_time_in_which_nobody_listened_counts_for_the_deadline() -> None:
+    state, _ = begun(make_plan(adapters=0), Policy(deadline_seconds=10.0))
+    assert of(play(state, Tick(10.0, 10.0)), LeaveOut)
+
+
 @pytest.mark.parametrize("attempt", [0, 2])
 def test_a_heartbeat_of_another_attempt_is_nothing(attempt: int) -> None:
     state, (run,) = begun(make_plan(adapters=0), Policy(unit_timeout_seconds=10.0))

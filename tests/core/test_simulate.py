@@ -142,3 +142,16 @@ def test_three_shapes_are_within_a_twentieth_of_the_bound() -> None:
 def test_chances_that_are_none_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must be|below 1"):
         Chances(**values)
+
+
+def test_a_unit_that_takes_longer_than_units_may_without_progress_gets_on() -> None:
+    plan = make_plan(adapters=3)
+    policy = Policy(slots=2, unit_timeout_seconds=0.5)
+    night = simulate(plan, policy, CALM, Random(1))
+    assert (night.num_attempts, night.num_done, night.num_failed) == (4, 4, 0)
+
+
+def test_what_a_deadline_leaves_out_is_no_retry() -> None:
+    policy = Policy(slots=1, deadline_seconds=-5.0)
+    night = simulate(make_plan(adapters=3), policy, CALM, Random(1))
+    assert (night.num_attempts, night.num_retries, night.num_left_out) == (0, 0, 4)

@@ -428,6 +428,48 @@ def test_slots_that_take_turns_do_not_time_out_while_they_wait_for_one_another()
     assert outcome.num_attempts == outcome.num_units
 
 
+class Deaf(MemorySink):
+    """Takes long for one write, as storage that fails for a while does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def answers(self, unit: Unit, attempt: int, answers: UnitAnswers) -> None:
+        super().answers(unit, attempt, answers)
+        self.now += 900.0
+
+
+class Parallel(LocalPool):
+    """Says that its slots work side by side, and hands out one event at a time."""
+
+    is_parallel = True
+
+    def __init__(self) -> None:
+        super().__init__(num_slots=2)
+        self.ready: list[PoolEvent] = []
+
+    def wait(self, timeout_seconds: float) -> list[PoolEvent]:
+        self.ready += super().wait(timeout_seconds)
+        now, self.ready = self.ready[:1], self.ready[1:]
+        return now
+
+
+def test_slots_are_not_blamed_for_the_time_in_which_storage_failed() -> None:
+    sink = Deaf()
+    outcome = drive(
+        make_plan(adapters=3),
+        pool=Parallel(),
+        sink=sink,
+        policy=Policy(slots=2, unit_timeout_seconds=60.0),
+        clock=lambda: sink.now,
+        request_sets=make_request_set,
+        score=mean_logprob,
+    )
+    assert outcome.failed == {}
+    assert outcome.num_attempts == outcome.num_units
+
+
 def test_no_more_slots_are_started_than_the_pool_has() -> None:
     sink = MemorySink()
     run(make_plan(bases=4), sink, pool=LocalPool(num_slots=1), policy=Policy(slots=8))

@@ -1,9 +1,13 @@
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.job_submission import JobStatus
 
 from raypeft.errors import SetupError
+from raypeft.runtime import submit
 from raypeft.runtime.submit import JobServer, SeenLog, find_address, find_token, token_warning
 
 pytestmark = pytest.mark.ray
@@ -76,3 +80,32 @@ def test_a_server_out_of_reach_is_refused_at_once() -> None:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(SetupError, match="cannot be reached"):
             JobServer(address, None)
+
+
+class Away:
+    """A cluster's job client that cannot be reached for a while."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.answers = iter(["away", "RUNNING", "away", "SUCCEEDED", "SUCCEEDED"])
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "one\n"
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        status = next(self.answers)
+        if status == "away":
+            raise ConnectionError("the head is away")
+        known = {"RUNNING": JobStatus.RUNNING, "SUCCEEDED": JobStatus.SUCCEEDED}[status]
+        return SimpleNamespace(status=known, driver_exit_code=0, message="")
+
+    def get_job_logs(self, job: str) -> str:
+        return "one\ntwo\n"
+
+
+def test_a_job_is_followed_on_when_its_cluster_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "JobSubmissionClient", Away)
+    monkeypatch.setattr(submit, "_check_reachable", lambda address: None)
+    monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.0)
+    parts: list[str] = []
+    end = JobServer("http://127.0.0.1:8265", "t").follow("night-1", parts.append)
+    assert (end.status, "".join(parts)) == ("SUCCEEDED", "one\ntwo\n")

@@ -56,6 +56,28 @@ def test_a_damaged_line_before_the_last_is_an_error_with_its_place(tmp_path: Pat
         steps(tmp_path)
 
 
+def test_a_line_that_is_none_of_a_journal_is_an_error_with_its_place(tmp_path: Path) -> None:
+    path = write(tmp_path, 1, 2)
+    path.write_bytes(path.read_bytes() + b'{"step": 3}\n')
+    with pytest.raises(StoreError, match="line 4 is no line of a journal"):
+        steps(tmp_path)
+
+
+def test_a_segment_that_could_not_be_begun_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with Journal(tmp_path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_module, "sync_folder", fail)
+            with pytest.raises(SetupError, match="Input/output error"):
+                journal.append("step", {"step": 1}, at_seconds=0.0)
+        journal.append("step", {"step": 1}, at_seconds=0.0)
+    assert steps(tmp_path) == [1]
+
+
 def test_another_version_is_refused_with_both_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     path.write_bytes(path.read_bytes().replace(b'journal": 1', b'journal": 9'))

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from raypeft.core.records import Adapter, FailureKind, Shard
+from raypeft.core.records import Adapter, FailureKind, Shard, Subject
 from raypeft.engines.adapters import adapter_digest, read_adapter_files
 from raypeft.engines.tensorfiles import hash_file
+from raypeft.engines.zero_adapter import find_zero_adapter
 from tests.engines.samples import mixed_calls, request_set
 from tests.support.tiny import pickled, tiny_lora
 from tests.vllm.conftest import VLLMLab, subject_of
@@ -131,6 +133,41 @@ def test_each_bad_adapter_fails_by_name_and_the_good_ones_answer(
         assert failure.kind is kind, (name, failure)
         assert any(part in failure.message for part in text.split("|")), (name, failure)
         assert not answered[bad[name].id].answers
+
+
+def test_one_of_zero_effect_answers_as_the_base_and_is_proven_to(
+    vllm_engine: Any, vllm_lab: VLLMLab, tmp_path: Path
+) -> None:
+    requests = Shard(request_set(mixed_calls()))
+    zero = find_zero_adapter(vllm_lab.adapters, str(vllm_lab.base))
+    assert zero is not None
+    zero.write(tmp_path / "base@zero")
+    adapter = zero.named("base@zero", tmp_path / "base@zero")
+
+    def through(adapter: Adapter) -> Subject:
+        return Subject(id="base@zero", base="base", again=True, through=adapter)
+
+    alone, found = (
+        vllm_engine.answer(requests, [one])[0] for one in (vllm_lab.baseline, through(adapter))
+    )
+    assert found.failure is None
+    assert found.path.startswith("shared context, lane shared")
+    nats = [
+        abs(ours.logprob - theirs.logprob)
+        for ours, theirs in zip(alone.answers, found.answers, strict=True)
+        if ours.logprob is not None
+    ]
+    assert max(nats) < 1e-3
+
+    trained = vllm_lab.adapters[0]
+    good, falsely = (
+        vllm_engine.answer(requests, [one])[0]
+        for one in (subject_of(trained), through(replace(trained, expects_effect=False)))
+    )
+    assert good.failure is None
+    assert falsely.failure is not None
+    assert falsely.failure.kind is FailureKind.UNSUPPORTED
+    assert "it is of zero effect" in falsely.failure.message
 
 
 def test_an_adapter_that_was_trained_on_in_place_is_not_taken_for_the_planned_one(
