@@ -39,6 +39,8 @@ export CHROMIUM
 HAS_BROWSER = $(if $(filter no,$(BROWSER)),,$(CHROMIUM))
 ELSEWHERE = not gpu$(if $(VLLM_STAMP),, and not vllm)$(if $(HAS_BROWSER),, and not browser)
 
+STARTING = ray or vllm or browser
+
 .PHONY: help setup browser lint fast test chaos test-marked demo clean
 
 help: ## Say what there is to make.
@@ -82,8 +84,15 @@ lint: $(STAMP) ## Check style and types.
 fast: $(STAMP) ## Run the tests that need neither torch nor Ray: under a minute.
 	$(PY) -m pytest -m "$(ELSEWHERE) and not torch and not ray and not slow and not vllm and not browser"
 
+# Those that start Ray, vLLM or a browser mostly wait for processes of theirs: they run beside the
+# others, and what they print comes at the end.
 test: lint browser $(VLLM_STAMP) ## Run every check that needs no GPU.
-	$(PY) -m pytest -m "$(ELSEWHERE)"
+	@mkdir -p $(BUILD)
+	@$(PY) -m pytest -m "$(ELSEWHERE) and ($(STARTING))" > $(BUILD)/starting.log 2>&1 & starting=$$!; \
+	$(PY) -m pytest -m "$(ELSEWHERE) and not ($(STARTING))"; others=$$?; \
+	echo "the tests that start Ray, vLLM or a browser:"; \
+	wait $$starting; starting=$$?; cat $(BUILD)/starting.log; \
+	exit $$((others | starting))
 
 chaos: $(STAMP) ## Break a Ray cluster with many seeds: make chaos SEEDS=50.
 	$(PY) -m pytest tests/chaos -k seed --chaos-seeds $(SEEDS)

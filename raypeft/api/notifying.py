@@ -9,6 +9,7 @@ from raypeft.core.records import Json
 from raypeft.core.spec import Sweep
 from raypeft.errors import Interrupted
 from raypeft.runtime.notify import tell
+from raypeft.runtime.stopping import interruptible
 
 MAX_FAILED = 50
 """So many failed cells are told by name; all of them are counted."""
@@ -38,7 +39,8 @@ def run_and_tell(
     """
     listener = listener or Listener()
     try:
-        report = run_sweep(sweep, pool=pool, address=address, listener=listener)
+        with interruptible():
+            report = run_sweep(sweep, pool=pool, address=address, listener=listener)
     except Interrupted as error:
         _tell(sweep, _ended(sweep, "interrupted", error.signal_name), listener)
         raise

@@ -3,7 +3,7 @@
 import difflib
 import time
 
-from raypeft.api.outputs import write_outputs
+from raypeft.api.outputs import LEFT_OUT_REASON, STOPPED_EARLY_REASON, write_outputs
 from raypeft.api.stored import read_planned
 from raypeft.core.status import CellState, CellStatus, RunPhase, Status, fold
 from raypeft.core.why import Explanation, explain_cells, find_cells
@@ -55,14 +55,24 @@ def explain_status(output: str, name: str) -> list[Explanation]:
     return explain_cells(read_journal(output), wanted, alive=is_alive)
 
 
+_STATES = {
+    "done": CellState.DONE,
+    "failed": CellState.FAILED,
+    LEFT_OUT_REASON: CellState.LEFT_OUT,
+    STOPPED_EARLY_REASON: CellState.STOPPED_EARLY,
+}
+"""By what the `cells` table says: its state, and the reason of an open cell."""
+
+
 def _status_of_tables(output: str) -> Status:
     """Return where a sweep stands that left tables and no journal: all was in the store before."""
     if not tables_are_whole(output):
         raise StoreError(output, "no sweep has run here", "give the `output` of a sweep")
     status = Status(phase=RunPhase.ENDED)
     for row in open_output(output).cells.to_pylist():
-        state = {"done": CellState.DONE, "failed": CellState.FAILED}.get(row["state"])
+        state = _STATES.get(row["state"]) or _STATES.get(row["reason"])
         why = "" if row["reason"] is None else f"{row['reason']}: {row['message']}"
+        why = str(row["message"]) if row["reason"] in _STATES else why  # the state says the rest
         status.cells.append(
             CellStatus(
                 row["subject"], row["task"], state or CellState.WAITING, why, row["cell"] or ""

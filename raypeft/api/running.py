@@ -27,7 +27,7 @@ from raypeft.api.planning import Planned, make_plan
 from raypeft.api.policy import deadline_seconds, policy_of, with_deadline
 from raypeft.api.pools import PoolKind, check_nodes, has_nvidia_gpu, open_pool
 from raypeft.api.rerouting import record_too_much
-from raypeft.api.sink import StoreSink
+from raypeft.api.sink import RunLines, StoreSink
 from raypeft.api.stored import SWEEP_FILE
 from raypeft.api.surroundings import find_surroundings, record_surroundings
 from raypeft.api.sweeps import Resolved, resolve
@@ -38,9 +38,9 @@ from raypeft.runtime.driver import drive
 from raypeft.runtime.meter import Progress
 from raypeft.runtime.patient import PatientSink
 from raypeft.runtime.ports import Pool
+from raypeft.runtime.stopping import interruptible
 from raypeft.runtime.watched import Watcher
 from raypeft.store.files import Folder
-from raypeft.store.journal import Journal
 from raypeft.store.store import Store
 
 LEFTOVER_SECONDS = 86_400.0
@@ -114,6 +114,7 @@ class PoolOnDemand:
             if self._kind == "ray":
                 self._listener.say("connecting to Ray")
             self._pool, self.device = self._stack.enter_context(self._context)
+            self._stack.enter_context(interruptible())
         return self._pool
 
     @property
@@ -153,11 +154,9 @@ def run_sweep(
     started = time.monotonic()
     deadline = deadline_seconds(sweep)
     check_nodes(sweep, pool)
-    store = Store(sweep.store)
-    store.check_writable()
-    Folder(sweep.output).check_writable()
-    store.remove_leftovers(time.time() - LEFTOVER_SECONDS)
-    with leased(sweep.output), ExitStack() as stack:
+    store = _writable_store(sweep)
+    with leased(sweep.output, say=listener.say), ExitStack() as stack:
+        lines = RunLines(sweep.output, stack)
         source = PoolOnDemand(stack, sweep, pool, address, listener)
         surroundings = find_surroundings(sweep, source.has_gpus)
         certified = certified_by(sweep, store)
@@ -178,16 +177,26 @@ def run_sweep(
                 planned = plan_anew()
             if attempt == 0:
                 Folder(sweep.output).write(SWEEP_FILE, dump_sweep(sweep).encode())
-            runs = _answer_and_score(planned, store, source, listener, deadline)
+            runs = _answer_and_score(planned, store, source, listener, deadline, lines)
             if record_too_much(planned, runs, listener.say):
                 planned = plan_anew()
-                runs = _answer_and_score(planned, store, source, listener, deadline)
+                runs = _answer_and_score(planned, store, source, listener, deadline, lines)
             resolved = planned.resolved
             missing = write_outputs(planned, store, runs)
             if not missing:
                 break
             listener.say(f"{len(missing)} results in the store are damaged: made again")
+        lines.end()
     return _report(planned, runs, missing, time.monotonic() - started)
+
+
+def _writable_store(sweep: Sweep) -> Store:
+    """Return the sweep's store, tidied up; refuse a store or an output that cannot be written."""
+    store = Store(sweep.store)
+    store.check_writable()
+    Folder(sweep.output).check_writable()
+    store.remove_leftovers(time.time() - LEFTOVER_SECONDS)
+    return store
 
 
 def _certify(planned: Planned, store: Store, source: PoolOnDemand, listener: Listener) -> bool:
@@ -338,6 +347,7 @@ def _answer_and_score(
     source: PoolOnDemand,
     listener: Listener,
     deadline: float | None,
+    lines: RunLines,
 ) -> dict[str, CellRun]:
     if planned.is_finished:
         return {}
@@ -350,8 +360,8 @@ def _answer_and_score(
     engines = {name: planned.resolved.engine(name, source.device) for name in plan.engines}
     engines = {name: with_limits(store, engine) for name, engine in engines.items()}
     plan = replace(plan, engines=engines)
-    with Journal(sweep.output) as journal, ExitStack() as stack:
-        sink = StoreSink(store, journal, planned)
+    with ExitStack() as stack:
+        sink = StoreSink(store, lines.journal(), planned)
         watched = watching(
             PatientSink(sink),
             sweep=sweep.name,
@@ -359,7 +369,7 @@ def _answer_and_score(
             watchers=listener.watchers,
             on_progress=listener.progress,
         )
-        watched.sink.note(sink.first_line())
+        lines.begin(watched.sink, sink.first_line())
         stack.callback(sink.costs.write)
         outcome = drive(
             plan,
@@ -373,7 +383,6 @@ def _answer_and_score(
             after_loss=partial(lower_after_loss, store),
             looks=planned.looks,
         )
-        watched.sink.note({"event": "run_ends"})
     runs = {key: CellRun(failure=failure) for key, failure in outcome.failed.items()}
     runs |= sink.runs()
     for key, reason in outcome.left_out.items():

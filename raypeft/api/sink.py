@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from raypeft.api.costing import CostKeeper
 from raypeft.api.lasting import remember_failure
@@ -11,8 +12,46 @@ from raypeft.api.planning import Planned
 from raypeft.core.plan import Cell, Unit, by_documents_key
 from raypeft.core.records import Answer, Failure, Json, RequestSet, Scored, UnitAnswers
 from raypeft.errors import StoreError
+from raypeft.runtime.ports import Sink
 from raypeft.store.journal import Journal
 from raypeft.store.store import Store
+
+
+class RunLines:
+    """The journal of one run: one beginning and one end, however often the run plans anew.
+
+    Args:
+        output: The sweep's output.
+        stack: Closes the journal.
+    """
+
+    def __init__(self, output: str, stack: ExitStack) -> None:
+        self._output = output
+        self._stack = stack
+        self._journal: Journal | None = None
+        self._sink: Sink | None = None
+
+    def journal(self) -> Journal:
+        """Return the journal, opened: a run that has nothing to do leaves none."""
+        if self._journal is None:
+            self._journal = self._stack.enter_context(Journal(self._output))
+        return self._journal
+
+    def begin(self, sink: Sink, first_line: dict[str, Json]) -> None:
+        """Note what the run sets out to do, or sets out to do now.
+
+        Args:
+            sink: Takes this line, and the run's last one if it does not begin anew.
+            first_line: See `StoreSink.first_line`.
+        """
+        anew = {"event": "run_plans_anew"} if self._sink is not None else {}
+        self._sink = sink
+        sink.note({**first_line, **anew})
+
+    def end(self) -> None:
+        """Note that the run is over, if it has begun."""
+        if self._sink is not None:
+            self._sink.note({"event": "run_ends"})
 
 
 class StoreSink:
@@ -35,7 +74,10 @@ class StoreSink:
         self.costs = CostKeeper(store, planned.plan.engines, planned.references)
 
     def first_line(self) -> dict[str, Json]:
-        """Return the line that says what this run sets out to do; `raypeft status` reads it."""
+        """Return the line that says what this run sets out to do; `raypeft status` reads it.
+
+        Cells stopped early before stand among the cells, and beside them why: no line will follow.
+        """
         plan = self._planned.plan
         done = set(plan.done)
         cells = [
@@ -51,7 +93,8 @@ class StoreSink:
             [unit.id, unit.tokens, round(unit.seconds, 3), [number[key] for key in unit.cells]]
             for unit in plan.units
         ]
-        return {"event": "run_begins", "cells": cells, "lost": lost, "units": units}
+        first: dict[str, Json] = {"event": "run_begins", "cells": cells, "lost": lost}
+        return {**first, "units": units, "stopped": dict(self._planned.stopped)}
 
     def answers(self, unit: Unit, attempt: int, answers: UnitAnswers) -> None:
         """Store answers; `unit.cells` and `unit.subjects` are those of this attempt."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from raypeft.core.open_units import OpenUnits
 from raypeft.core.records import Json
 
 MAX_FAILURES = 20
@@ -74,6 +75,12 @@ class CellState(StrEnum):
     WAITING = "waiting"
     LEFT_OUT = "left out"
     """The run's time was over; the next run goes on."""
+    STOPPED_EARLY = "stopped early"
+    """Hopeless, in this run or an earlier one; no run with the same settings goes on."""
+
+
+ENDS = (CellState.DONE, CellState.FAILED, CellState.LEFT_OUT, CellState.STOPPED_EARLY)
+"""Where a cell stays until the run plans anew."""
 
 
 class SlotDoes(StrEnum):
@@ -239,13 +246,15 @@ class Fold:
         """The cells of each unit that runs."""
         self._current: dict[str, tuple[str, int]] = {}
         """Slot and number of each unit's last attempt."""
-        self._units = _OpenUnits()
+        self._units = OpenUnits()
+        self._hopeless: dict[str, str] = {}
+        """Why cells were found hopeless; it ends only those that are not answered whole by then."""
 
     def add(self, entry: JournalEntry) -> None:
         """Take a line into account."""
         self.status.last_seconds = entry.at_seconds
         match entry.kind:
-            case "run_begins":
+            case "run_begins" | "run_plans_anew":
                 self._begin(entry)
             case "run_ends":
                 self.status.phase = RunPhase.ENDED
@@ -258,6 +267,8 @@ class Fold:
                 self._slot_goes(entry)
             case "run_unit" | "unit_done" | "unit_failed" | "split_unit":
                 self._unit(entry)
+            case "cell_hopeless":
+                self._hopeless[str(entry.fields["cell"])] = str(entry.fields["reason"])
             case "score_cell" | "cell_scored" | "score_failed" | "give_up" | "leave_out":
                 self._cell(entry)
 
@@ -273,19 +284,25 @@ class Fold:
             began_seconds=entry.at_seconds,
             last_seconds=entry.at_seconds,
         )
-        self._by_key, self._running, self._current = {}, {}, {}
+        if entry.kind == "run_plans_anew":  # the same run, which has found that it has more to do
+            self.status.runs, self.status.began_seconds = before.runs, before.began_seconds
+            self.status.failures = before.failures
+        self._by_key, self._running, self._current, self._hopeless = {}, {}, {}, {}
         cells = entry.fields["cells"]
         # Older journals do not name the units.
-        self._units = _OpenUnits(
+        self._units = OpenUnits(
             {
                 unit: (seconds or tokens / TOKENS_PER_SECOND, [cells[i][0] for i in members])
                 for unit, tokens, seconds, members in entry.fields.get("units", ())
             }
         )
         self.status.work_seconds = self._units.work_seconds
+        stopped = entry.fields.get("stopped", {})
         for key, subject, task, done in cells:
             state = CellState.DONE if done else CellState.WAITING
             why = "" if done else "waits for a slot"
+            if key in stopped:  # no part of the plan: nothing more will be heard of it
+                state, why = CellState.STOPPED_EARLY, str(stopped[key])
             cell = CellStatus(subject, task, state, why, key, self._units.count(key))
             self._by_key.setdefault(key, []).append(cell)
             self.status.cells.append(cell)
@@ -375,10 +392,11 @@ class Fold:
                 kind, _, message = failed[key].partition(": ")
                 what = ", ".join(cell.name for cell in self.cells(key)) or key
                 self.status.failures.append(FailureNote(entry.at_seconds, what, kind, message))
-                self._set(key, CellState.WAITING, f"its last attempt ended with {failed[key]}")
+                if not self._has_ended(key):
+                    self._set(key, CellState.WAITING, f"its last attempt ended with {failed[key]}")
                 continue
             self.status.work_done_seconds += self._units.close(unit, key)
-            for cell in self.cells(key):
+            for cell in () if self._has_ended(key) else self.cells(key):
                 cell.num_answered += 1
                 rest = cell.num_units - cell.num_answered
                 cell.state = CellState.WAITING
@@ -420,12 +438,19 @@ class Fold:
                 self._note(entry, names)
                 self._set(key, CellState.WAITING, f"scoring ended with {_reason(fields)}")
             case "leave_out":
-                self._set(key, CellState.LEFT_OUT, str(fields["reason"]))
+                reason = str(fields["reason"])
+                is_hopeless = key in self._hopeless and reason.startswith(self._hopeless[key])
+                state = CellState.STOPPED_EARLY if is_hopeless else CellState.LEFT_OUT
+                self._set(key, state, reason)
                 self.status.work_done_seconds += self._units.drop(key)
             case _:
                 self._note(entry, names)
                 self._set(key, CellState.FAILED, _reason(fields))
                 self.status.work_done_seconds += self._units.drop(key)
+
+    def _has_ended(self, key: str) -> bool:
+        """Whether a cell waits for nothing more, though a unit of it may still come back."""
+        return any(cell.state in ENDS for cell in self.cells(key))
 
     def _set(self, key: str, state: CellState, why: str) -> None:
         for cell in self.cells(key):
@@ -441,46 +466,3 @@ class Fold:
 
 def _reason(fields: Mapping[str, Json]) -> str:
     return f"{fields.get('kind', 'unknown')}: {fields.get('message', '')}"
-
-
-class _OpenUnits:
-    """Units with the cells that still want an answer from them.
-
-    Args:
-        units: For each unit the seconds it is expected to take, and its cells.
-    """
-
-    def __init__(self, units: Mapping[str, tuple[float, Sequence[str]]] | None = None) -> None:
-        self._cells: dict[str, dict[str, float]] = {}
-        self._of_cell: dict[str, dict[str, None]] = {}
-        self.work_seconds = 0.0
-        for unit, (seconds, cells) in (units or {}).items():
-            self._add(unit, dict.fromkeys(cells, seconds / max(1, len(cells))))
-            self.work_seconds += seconds
-
-    def count(self, cell: str) -> int:
-        """Return how many units a cell waits for."""
-        return len(self._of_cell.get(cell, ()))
-
-    def close(self, unit: str, cell: str) -> float:
-        """Strike out a cell of a unit and return the seconds that were left for it."""
-        self._of_cell.get(cell, {}).pop(unit, None)
-        return self._cells.get(unit, {}).pop(cell, 0.0)
-
-    def drop(self, cell: str) -> float:
-        """Strike out a cell from all its units and return the seconds that were left for it."""
-        return sum(self.close(unit, cell) for unit in tuple(self._of_cell.get(cell, ())))
-
-    def split(self, unit: str, halves: Sequence[str]) -> None:
-        """Put two units in the place of one, the first with the first half of the open cells."""
-        members = list(self._cells.get(unit, {}).items())
-        middle = len(members) // 2
-        for half, part in zip(halves, (members[:middle], members[middle:]), strict=True):
-            self._add(half, dict(part))
-        for cell, _ in members:
-            self.close(unit, cell)
-
-    def _add(self, unit: str, seconds: dict[str, float]) -> None:
-        self._cells[unit] = seconds
-        for cell in seconds:
-            self._of_cell.setdefault(cell, {})[unit] = None

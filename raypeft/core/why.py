@@ -99,7 +99,7 @@ def _concerned(
 ) -> Sequence[str]:
     """Return which of the wanted cells a line is about."""
     fields = entry.fields
-    if entry.kind == "run_begins":
+    if entry.kind in ("run_begins", "run_plans_anew"):
         units.clear()
         number = [cell[0] for cell in fields["cells"]]
         for unit, _, _, members in fields.get("units", ()):
@@ -128,6 +128,10 @@ def _text(kind: str, fields: Mapping[str, Json], key: str) -> str:
     match kind:
         case "run_begins":
             return "a run begins"
+        case "run_plans_anew":
+            return "the run plans anew"
+        case "cell_hopeless":
+            return f"is found hopeless: {fields['reason']}"
         case "run_unit":
             return (
                 f"attempt {fields['attempt']} at unit {fields['unit_id']} in {fields['slot']}: "
@@ -185,6 +189,7 @@ _WORDS = {
     CellState.SCORING: "is being scored,",
     CellState.RUNNING: "runs",
     CellState.LEFT_OUT: "is left out:",
+    CellState.STOPPED_EARLY: "was stopped early:",
 }
 
 _PLURAL = {

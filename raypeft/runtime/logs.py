@@ -151,7 +151,7 @@ class CellLog:
         """Log a line of the journal, with the cells that it is about."""
         event = str(line["event"])
         unit = line.get("unit_id")
-        if event == "run_begins":
+        if event in ("run_begins", "run_plans_anew"):
             self._names = {key: f"{subject}/{task}" for key, subject, task, *_ in line["cells"]}
             self._log(event, {"num_cells": len(self._names), "num_lost": len(line["lost"])})
             return

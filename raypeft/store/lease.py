@@ -60,9 +60,14 @@ class Lease:
     process: str = ""
     token: str = ""
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its process cannot be seen from here, so that only its silence tells."""
+        return self.machine != _machine() if self.machine else self.host != platform.node()
+
     def is_alive(self, now_seconds: float) -> bool:
         """Return whether the holder still works, as far as can be told from here."""
-        if self.machine == _machine() if self.machine else self.host == platform.node():
+        if not self.is_elsewhere:
             return _process_exists(self.pid) and self.process in ("", _process(self.pid))
         return now_seconds - self.renewed_seconds < STALE_SECONDS
 
@@ -117,6 +122,14 @@ def read_lease(output: Location) -> Lease | None:
         return Lease(**json.loads(data))
     except (ValueError, TypeError):
         return None  # torn by a machine that died
+
+
+def living_holder(output: Location, now_seconds: float) -> Lease | None:
+    """Return the lease of another driver that holds an output and lives, as far as can be told."""
+    held = read_lease(output)
+    if held is None or not held.is_alive(now_seconds) or _is_mine(held):
+        return None
+    return held
 
 
 def take_lease(output: Location, now_seconds: float) -> LeaseHolder:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from raypeft import api
 from raypeft.api.running import Listener, RunReport
 from raypeft.core.spec import Sweep
+from raypeft.core.status import CellState
 from raypeft.report.terminal import render
 from raypeft.store.journal import read_journal
 from tests.api.test_statistics import write_quizzes
@@ -108,6 +110,27 @@ def test_the_next_run_starts_nothing_and_without_early_stopping_goes_on(
     assert units_run(whole.output) == 48  # no shard twice
     fresh = make_quiz(output=str(tmp_path / "fresh"), store=str(tmp_path / "other"))
     assert_same_tables(whole.output, api.run(fresh, pool="local").output)
+
+
+def test_status_says_who_was_stopped_in_this_run_and_in_the_next(
+    make_quiz: MakeQuiz,
+) -> None:
+    first = api.run(make_quiz(**ON), pool="local")
+
+    def early() -> dict[str, str]:
+        cells = api.status(first.output).cells
+        assert {cell.state for cell in cells} == {CellState.DONE, CellState.STOPPED_EARLY}
+        return {cell.name: cell.why for cell in cells if cell.state is CellState.STOPPED_EARLY}
+
+    told = early()
+    assert set(told) == {"/".join(name) for name in first.stopped_early}
+    # Without scores the next run has something to do; who was stopped is no part of it.
+    shutil.rmtree(Path(make_quiz().store) / "scores")
+    again = api.run(make_quiz(**ON), pool="local")
+    assert (api.status(first.output).runs, stopped(again)) == (2, stopped(first))
+    assert early() == told
+    shutil.rmtree(Path(first.output) / "journal")
+    assert early() == told  # as the tables tell
 
 
 def test_a_look_sees_what_earlier_runs_have_answered(make_quiz: MakeQuiz) -> None:

@@ -1,11 +1,13 @@
 import json
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from raypeft import api
-from raypeft.errors import SetupError, SpecError
+from raypeft.errors import Interrupted, SetupError, SpecError
+from raypeft.store.lease import read_lease
 from tests.support.lab import MakeSweep
 
 pytestmark = pytest.mark.torch
@@ -56,6 +58,26 @@ def test_a_night_that_could_not_begin_is_told_too(
     with pytest.raises(SetupError):
         api.run(sweep, pool="local")
     assert json.loads(told.read_text())["state"] == "error"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_night_that_is_interrupted_before_its_loop_is_told(
+    make_lab_sweep: MakeSweep, tmp_path: Path, number: signal.Signals
+) -> None:
+    told = tmp_path / "told.json"
+    # Of this task something is said while the sweep is planned.
+    sweep = make_lab_sweep(engine=FAKE, notify=telling(told), tasks=["tiny_letters", "no_such"])
+
+    def say(text: str) -> None:
+        if text.startswith("a task cannot be evaluated"):
+            signal.raise_signal(number)
+
+    with pytest.raises(Interrupted):
+        api.run(sweep, pool="local", listener=api.Listener(say=say))
+    message = json.loads(told.read_text())
+    assert (message["state"], message["message"]) == ("interrupted", number.name)
+    assert not Path(sweep.output, "journal").exists()
+    assert read_lease(sweep.output) is None
 
 
 def test_a_message_that_cannot_be_delivered_fails_nothing_and_is_said(

@@ -1,10 +1,13 @@
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raypeft import api
 from raypeft.core.spec import make_sweep
+from raypeft.core.status import CellState, RunPhase
 from raypeft.errors import SetupError, SpecError
 from tests.support.lab import Lab, MakeSweep, assert_same_tables
 
@@ -254,6 +257,32 @@ def test_damaged_scores_are_made_again_in_the_same_run(make_lab_sweep: MakeSweep
     report = api.run(sweep, pool="local")
     assert (report.num_done, report.failed) == (3, {})
     assert api.open(sweep.output).cells["state"].to_pylist() == ["done"] * 3
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_that_plans_anew_has_one_beginning_and_one_end(make_lab_sweep: MakeSweep) -> None:
+    sweep = make_lab_sweep(engine=FAKE, tasks=["tiny_letters"])
+    api.run(sweep, pool="local")
+    score = next(Path(sweep.store).glob("scores/*/*.parquet"))
+    score.write_bytes(score.read_bytes()[:-40])
+    shutil.rmtree(Path(sweep.output) / "tables")
+    more = make_lab_sweep(engine=FAKE, tasks=["tiny_letters", "tiny_rolling"])
+    seen: list[str] = []
+
+    class Watching:
+        def noted(self, line: Mapping[str, Any]) -> None:
+            seen.append(line["event"])
+
+        def answered(self, unit: object, answers: object) -> None:
+            pass
+
+    listener = api.Listener(watchers=(Watching(),))
+    assert api.run(more, pool="local", listener=listener).num_done == 6
+    turns = [event for event in seen if event.startswith("run_") and event != "run_unit"]
+    assert turns == ["run_begins", "run_plans_anew", "run_ends"]
+    assert seen[-1] == "run_ends"
+    status = api.status(sweep.output)
+    assert (status.runs, status.phase, status.count(CellState.DONE)) == (2, RunPhase.ENDED, 6)
 
 
 def test_what_was_frozen_of_an_entry_stands_while_its_other_tasks_cannot_be_built(

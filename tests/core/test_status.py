@@ -1,6 +1,7 @@
 import pytest
 
 from raypeft.core.status import CellState, RunPhase, SlotDoes, Status, fold
+from raypeft.core.why import explain_cells, find_cells
 from tests.support.journals import Line, begins, line, runs, starts
 
 C0, C1, C2, C3 = ("c0c0c0c0", "c1c1c1c1", "c2c2c2c2", "c3c3c3c3")
@@ -140,6 +141,59 @@ def test_what_is_given_up_or_left_out_says_why() -> None:
     status = fold(lines)
     assert cell(status, "base/t") == (CellState.FAILED, "timed_out: slow")
     assert cell(status, "base/b/u") == (CellState.LEFT_OUT, "the deadline is in 3 minutes")
+
+
+def test_who_is_stopped_early_is_not_left_out_by_a_deadline() -> None:
+    lines = [begins(), *starts(0.0), line(1.0, "cell_hopeless", cell=C2, reason="no gain")]
+    lines += [line(1.0, "leave_out", cell=C2, reason="no gain; 1 of 2 shards are answered")]
+    # Hopeless only when it was answered whole, or not counted: time was over.
+    lines += [line(2.0, "cell_hopeless", cell=C3, reason="no gain")]
+    lines += [line(3.0, "leave_out", cell=C3, reason="the deadline is in 3 minutes; nothing of it")]
+    status = fold(lines)
+    early = (CellState.STOPPED_EARLY, "no gain; 1 of 2 shards are answered")
+    assert cell(status, "base/b/t") == early
+    assert cell(status, "base/b/u")[0] is CellState.LEFT_OUT
+    (found,) = explain_cells(lines, find_cells(status, "base/b/t"), alive=True)
+    assert found.now == f"was stopped early: {early[1]}"
+    assert "is found hopeless: no gain" in [one.text for one in found.history]
+
+
+@pytest.mark.parametrize("failed", [{}, {"failed": {C2: "not_finite: NaN"}}])
+def test_a_unit_that_comes_back_later_brings_no_ended_cell_back(failed: dict[str, object]) -> None:
+    lines = [begins(), *starts(0.0), runs(0.0, "u1", C1, C2)]
+    lines += [line(1.0, "cell_hopeless", cell=C2, reason="no gain")]
+    lines += [line(1.0, "leave_out", cell=C2, reason="no gain; nothing of it is answered")]
+    done = {"slot": "slot-1", "unit_id": "u1", "attempt": 1}
+    status = fold([*lines, line(2.0, "unit_done", **done, **failed)])
+    assert cell(status, "base/b/t")[0] is CellState.STOPPED_EARLY
+    assert cell(status, "base/a/t") == (CellState.WAITING, "is answered and waits to be scored")
+    assert status.work_done_seconds == 20.0 + 20.0 + 20.0  # dropped with it, and the rest of u1
+
+
+def test_who_was_stopped_in_an_earlier_run_waits_for_nothing() -> None:
+    status = fold([begins(stopped={C3: "no gain; nothing of it is answered"})])
+    expected = (CellState.STOPPED_EARLY, "no gain; nothing of it is answered")
+    assert cell(status, "base/b/u") == expected
+    assert cell(status, "base/b/t")[0] is CellState.WAITING
+    status.kill()
+    assert cell(status, "base/b/u") == expected
+    assert cell(fold([begins(stopped={C3: "x"}), begins(9.0)]), "base/b/u")[0] is CellState.WAITING
+
+
+def test_a_run_that_plans_anew_is_the_same_run_with_other_cells() -> None:
+    lines = [begins(5.0), *starts(6.0), runs(7.0, "u0", C0)]
+    lines += [line(8.0, "slot_lost", slot="slot-1", kind="slot_lost", message="node died")]
+    again = begins(9.0, cells=[[C0, "base", "t", False]], units=[["u7", 1000, 10.0, [0]]], lost=[])
+    lines += [Line(9.0, "run_plans_anew", again.fields)]
+    status = fold(lines)
+    assert (status.phase, status.runs, status.began_seconds) == (RunPhase.RUNNING, 1, 5.0)
+    assert [one.name for one in status.cells] == ["base/t"]
+    assert (status.work_seconds, status.work_done_seconds, len(status.failures)) == (10.0, 0.0, 1)
+    (found,) = explain_cells([*lines, runs(9.0, "u7", C0)], status.cells, alive=True)
+    assert [one.text for one in found.history][-2:] == [
+        "the run plans anew",
+        "attempt 1 at unit u7 in slot-1: the longest that waits",
+    ]
 
 
 def test_the_rest_takes_as_long_as_the_pace_says() -> None:
