@@ -11,9 +11,10 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,7 @@ class JobServer:
             before = seen.num_chars
             error: Exception | None = None
             try:
-                asyncio.run(self._tail(job, seen))
+                _run(self._tail(job, seen))
             except Exception as caught:  # noqa: BLE001 - a log that breaks off is asked for again
                 error = caught
             ends = False
@@ -266,6 +267,37 @@ class JobServer:
             raise SetupError(f"the cluster at {self.address} refused: {error}") from error
         except OSError as error:  # what `requests` raises
             raise _out_of_reach(self.address, error) from error
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end, also where the thread has a loop that runs, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    loop, ended, raised = asyncio.new_event_loop(), threading.Event(), list[BaseException]()
+    task = loop.create_task(work)
+
+    def in_its_thread() -> None:
+        try:
+            with closing(loop):
+                loop.run_until_complete(task)
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            raised.append(error)
+        ended.set()
+
+    try:
+        threading.Thread(target=in_its_thread, name="log of a job", daemon=True).start()
+        ended.wait()
+    except BaseException:
+        # An interrupt comes to this thread, at any point of it, and the other one has to end too.
+        with suppress(RuntimeError):  # over in this very moment
+            loop.call_soon_threadsafe(task.cancel)
+        ended.wait(REACH_SECONDS)
+        raise
+    if raised:
+        raise raised[0]
 
 
 class SeenLog:

@@ -6,9 +6,11 @@ with the place and the remedy. What the files hold is left to others.
 """
 
 import errno
+import fcntl
 import mmap
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +31,14 @@ CORRUPT_SUFFIX = ".corrupt"
 
 NO_FOLDERS = frozenset({"s3", "gcs", "abfs"})
 """Object stores: a name may hold slashes without a folder being there."""
+
+LOCK_SECONDS = 10.0
+"""So long a lock is waited for: it is held for milliseconds, unless a process was paused there."""
+
+_LOCK_PAUSE_SECONDS = 0.01
+
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
+"""What file systems without locks say."""
 
 _REMEDIES = {
     errno.ENOSPC: "free space there or choose another place",
@@ -143,6 +153,26 @@ class Folder:
                     with _mapped(spool) as data:
                         self._put(name, data)
 
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Keep others who lock this file out while the block runs, or until this process ends.
+
+        The file is made and stays: were it removed, two could each lock one of its name. Object
+        stores and file systems without locks keep nobody out.
+
+        Raises:
+            SetupError: If the file cannot be made, or another process does not let go of it.
+        """
+        handle = None
+        if self._local is not None:
+            with _refusals(self.place(name), "locked"):
+                handle = _lock(self._local / name)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)  # and with it the lock
+
     def set_aside(self, name: str) -> None:
         """Rename a file so that it is not found any more but can be looked at."""
         with _refusals(self.place(name), "renamed"):
@@ -235,6 +265,29 @@ def _local_stream(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _lock(path: Path) -> int | None:
+    """Return the handle of a locked file; None where its file system knows no locks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    end = time.monotonic() + LOCK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return handle
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise TimeoutError(
+                        f"another process has held it for {LOCK_SECONDS:.0f} s"
+                    ) from None
+            time.sleep(_LOCK_PAUSE_SECONDS)
+    except BaseException as error:
+        os.close(handle)
+        if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+            return None
+        raise
 
 
 def sync_folder(path: Path) -> None:

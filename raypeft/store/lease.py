@@ -5,14 +5,14 @@ holder renews its lease while it lives; one whose process is gone from this mach
 not renewed for a while elsewhere, can be taken over. A holder that finds another in its place,
 because it was paused for too long, has lost it and must end. Times are given by the caller.
 
-On a local disk the lease is made by linking a file to its name, which only one of two drivers can
-do; object stores have nothing alike, and there the last of two that start at once has it: the
-other one finds that out when it next renews.
+On a file system the lease is only read and written under a lock, which ends with its process, so
+that of two drivers that start at once one has it, and a paused one cannot write over another's.
+Object stores and file systems without locks have nothing alike: there the last of two that start at
+once has it, and the other one finds that out when it next renews.
 
 The store needs no lease: there the first file of a name wins, and all files of a name are alike.
 """
 
-import errno
 import json
 import os
 import platform
@@ -26,8 +26,9 @@ from raypeft.store.files import Folder, Location
 
 LEASE_FILE = "lease.json"
 
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
-"""What file systems without hard links say; there it is as on an object store."""
+LOCK_FILE = ".lease.lock"
+"""What is locked, not the lease itself: that is replaced whenever it is written. It is never
+removed, or two drivers could lock two files of its name."""
 
 RENEW_SECONDS = 10.0
 """How often a holder renews."""
@@ -87,15 +88,19 @@ class LeaseHolder:
             LeaseLostError: If another driver has taken its place, or the lease was removed.
             SetupError: If it cannot be written.
         """
-        self._check(now_seconds)
-        self._lease = replace(self._lease, renewed_seconds=now_seconds)
-        _write(self._folder, self._lease)
+        with self._folder.locked(LOCK_FILE):
+            self._check(now_seconds)
+            self._lease = replace(self._lease, renewed_seconds=now_seconds)
+            _write(self._folder, self._lease)
 
     def release(self) -> None:
         """Give the lease back, if it is still this driver's."""
-        found = read_lease(self._output)
-        if found is not None and found.token == self._lease.token:
-            self._folder.remove(LEASE_FILE)
+        if read_lease(self._output) is None:
+            return
+        with self._folder.locked(LOCK_FILE):
+            found = read_lease(self._output)
+            if found is not None and found.token == self._lease.token:
+                self._folder.remove(LEASE_FILE)
 
     def _check(self, now_seconds: float) -> None:
         found = read_lease(self._output)
@@ -138,9 +143,7 @@ def take_lease(output: Location, now_seconds: float) -> LeaseHolder:
     Raises:
         SetupError: If a driver that lives holds it.
     """
-    held = read_lease(output)
-    if held is not None and held.is_alive(now_seconds) and not _is_mine(held):
-        raise _refusal(output, held, now_seconds)
+    folder = Folder(output)
     lease = Lease(
         host=platform.node(),
         pid=os.getpid(),
@@ -150,50 +153,15 @@ def take_lease(output: Location, now_seconds: float) -> LeaseHolder:
         process=_process(os.getpid()),
         token=secrets.token_hex(8),
     )
-    folder = Folder(output)
-    if folder.is_local:
-        _put_first(folder, lease, held)
-    else:
+    with folder.locked(LOCK_FILE):
+        held = living_holder(output, now_seconds)
+        if held is not None:
+            raise _refusal(output, held, now_seconds)
         _write(folder, lease)
-    found = read_lease(output)
-    if found is None or found.token != lease.token:  # both started at once
-        raise _refusal(output, found or lease, now_seconds)
+        found = read_lease(output)
+        if found is None or found.token != lease.token:  # both started at once, without a lock
+            raise _refusal(output, found or lease, now_seconds)
     return LeaseHolder(output, lease)
-
-
-def _put_first(folder: Folder, lease: Lease, held: Lease | None) -> None:
-    """Put a lease into the place of a dead one, unless another driver was quicker."""
-    path = folder.local_path(LEASE_FILE)
-    own = path.with_name(f".{LEASE_FILE}.{lease.token}")
-    folder.write(own.name, _encoded(lease))
-    try:
-        if path.exists():
-            # Out of the way first: of two drivers only one can move it, and then see whose it was.
-            aside = own.with_suffix(".old")
-            with suppress(FileNotFoundError):
-                path.rename(aside)
-                _put_back_unless(aside, path, held)
-        with suppress(FileExistsError):  # read back by the caller, and then it is another's
-            os.link(own, path)
-    except OSError as error:
-        if error.errno in _NO_LINKS:
-            _write(folder, lease)
-            return
-        raise SetupError(f"{path} cannot be written: {error}") from error
-    finally:
-        own.unlink(missing_ok=True)
-
-
-def _put_back_unless(aside: Path, path: Path, held: Lease | None) -> None:
-    """Remove what was moved aside; a lease that is not the dead one goes back to its place."""
-    try:
-        moved = json.loads(aside.read_bytes()).get("token", "")
-    except (ValueError, AttributeError):
-        moved = None  # torn, and so nobody's
-    if moved is not None and moved != (held.token if held else None):
-        with suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink()
 
 
 def _refusal(output: Location, held: Lease, now_seconds: float) -> SetupError:

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser
 from tests.report.pages import started_browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with started_browser() as browser:
         yield browser

@@ -1,5 +1,10 @@
+import asyncio
+import gc
+import signal
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,10 +107,63 @@ class Away:
         return "one\ntwo\n"
 
 
-def test_a_job_is_followed_on_when_its_cluster_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def follow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[str, str]]:
+    """Follow a job of a cluster that is away now and then; gives its status and its log."""
     monkeypatch.setattr(submit, "JobSubmissionClient", Away)
     monkeypatch.setattr(submit, "_check_reachable", lambda address: None)
     monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.0)
-    parts: list[str] = []
-    end = JobServer("http://127.0.0.1:8265", "t").follow("night-1", parts.append)
-    assert (end.status, "".join(parts)) == ("SUCCEEDED", "one\ntwo\n")
+
+    def followed() -> tuple[str, str]:
+        parts: list[str] = []
+        end = JobServer("http://127.0.0.1:8265", "t").follow("night-1", parts.append)
+        return end.status, "".join(parts)
+
+    return followed
+
+
+def test_a_job_is_followed_on_when_its_cluster_was_away(
+    follow: Callable[[], tuple[str, str]],
+) -> None:
+    assert follow() == ("SUCCEEDED", "one\ntwo\n")
+
+
+def test_a_job_is_followed_from_a_notebook_whose_thread_has_a_loop(
+    follow: Callable[[], tuple[str, str]], recwarn: pytest.WarningsRecorder
+) -> None:
+    async def cell() -> tuple[str, str]:
+        return follow()
+
+    assert asyncio.run(cell()) == ("SUCCEEDED", "one\ntwo\n")
+    gc.collect()
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_an_interrupt_in_a_notebook_ends_following(
+    follow: Callable[[], tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    main = threading.main_thread().ident
+    assert main is not None
+
+    async def endless(self: Away, job: str) -> AsyncIterator[str]:
+        try:
+            yield "one\n"
+            signal.pthread_kill(main, signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            ended.append(job)
+
+    monkeypatch.setattr(Away, "tail_job_logs", endless)
+
+    async def cell() -> tuple[str, str]:
+        return follow()
+
+    # A shell that starts tests in the background has them ignore interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with closing(asyncio.new_event_loop()) as loop, pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(cell())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == ["night-1"]

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from raypeft.errors import SetupError
+from raypeft.store import files
 from raypeft.store.files import Folder
 
 
@@ -135,3 +137,36 @@ def test_a_stream_to_a_filesystem_that_cannot_rename_is_put_at_once() -> None:
     with folder.open_for_write("t/empty") as stream:
         pass
     assert (folder.read("t/x"), folder.read("t/empty")) == (b"whole", b"")
+
+
+def test_of_two_that_lock_a_file_one_has_it_until_its_block_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
+    first, second = Folder(tmp_path / "new"), Folder(tmp_path / "new")
+    with first.locked("lock"):
+        with pytest.raises(SetupError, match="another process has held it"), second.locked("lock"):
+            pytest.fail("both have it")
+        with second.locked("another"):
+            pass
+    with second.locked("lock"):
+        pass
+
+
+def test_where_nothing_can_be_locked_nobody_is_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    done = []
+    with Folder(tmp_path).locked("lock"), Folder(tmp_path).locked("lock"):
+        done.append(True)
+    assert done
+
+
+def test_a_lock_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SetupError, match="cannot be locked"), Folder(tmp_path / "file").locked("x"):
+        pytest.fail("it was made")

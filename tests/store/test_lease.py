@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -8,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from raypeft.errors import SetupError
-from raypeft.store.lease import LEASE_FILE, STALE_SECONDS, LeaseLostError, read_lease, take_lease
+from raypeft.store import files
+from raypeft.store.files import Folder
+from raypeft.store.lease import (
+    LEASE_FILE,
+    LOCK_FILE,
+    STALE_SECONDS,
+    LeaseLostError,
+    read_lease,
+    take_lease,
+)
 
 NOW = 1_000_000.0
 ROOT = Path(__file__).parents[2]
@@ -156,4 +167,33 @@ def test_of_many_that_start_at_once_one_has_it(tmp_path: Path, dead: bool) -> No
     for racer in racers:
         racer.communicate(b"end\n")
     assert sorted(said) == [b"has it\n", b"refused\n", b"refused\n", b"refused\n"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LEASE_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_FILE, LEASE_FILE]
+
+
+def test_nothing_is_decided_while_another_driver_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
+    holder = take_lease(str(tmp_path), NOW)
+    with Folder(tmp_path).locked(LOCK_FILE):
+        with pytest.raises(SetupError, match=LOCK_FILE):
+            take_lease(str(tmp_path), NOW)
+        with pytest.raises(SetupError, match=LOCK_FILE):
+            holder.renew(NOW + 10)
+    holder.renew(NOW + 20)
+
+
+def test_a_lease_is_taken_and_kept_where_nothing_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(handle: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    write_lease(tmp_path, "another-machine", 1, NOW)
+    with pytest.raises(SetupError, match="another-machine"):
+        take_lease(str(tmp_path), NOW)
+    holder = take_lease(str(tmp_path), NOW + STALE_SECONDS)
+    holder.renew(NOW + STALE_SECONDS + 1)
+    holder.release()
+    assert read_lease(str(tmp_path)) is None
