@@ -47,6 +47,11 @@ from raypeft.core.retry import (
 from raypeft.core.state import CellPhase, SlotPhase, SlotState, State, Tally
 
 
+IDLE_SECONDS = 30.0
+"""No slot is given back before that: what loading a base is taken to cost is an estimate, and
+starting the slot itself takes time too."""
+
+
 def initial(plan: Plan, policy: Policy) -> tuple[State, list[Command]]:
     """Return the state before the first event, and the first commands.
 
@@ -84,6 +89,8 @@ def step(state: State, event: Event) -> list[Command]:
         _fill(state)
     if base is not None:
         _release(state, base)
+    if isinstance(event, Tick):
+        _give_back(state)
     if state.num_waiting and not state.slots and _is_timed(state):
         _close(state, "nothing that is left can be finished before the deadline")
     return state.commands
@@ -406,3 +413,25 @@ def _release(state: State, base_name: str) -> None:
     elif not base.waiting and not base.num_running:
         for slot_id in tuple(base.slots):
             state.stop_slot(state.slots[slot_id], f"nothing is left to do for base {base_name}")
+    elif not base.waiting and base.num_starting:
+        for slot_id in tuple(base.slots):
+            slot = state.slots[slot_id]
+            if slot.phase is SlotPhase.PLACING:  # an autoscaler would start a node for it
+                state.stop_slot(slot, f"no unit of base {base_name} waits any more")
+
+
+def _give_back(state: State) -> None:
+    """Stop slots that have been idle for as long as it takes to load their base anew.
+
+    A running unit of the base may still fail and want a slot. Waiting for that costs no more than
+    twice what would have been best, however it turns out: the rule of Karlin, Manasse, Rudolph
+    and Sleator, Competitive snoopy caching, Algorithmica 3, 1988, "rent or buy".
+    """
+    for slot_id in tuple(state.idle):  # the longest idle first
+        slot = state.slots[slot_id]
+        base = state.bases[slot.base]
+        idle_seconds = state.watch_seconds - slot.idle_since_seconds
+        if idle_seconds < IDLE_SECONDS:
+            break
+        if not base.waiting and idle_seconds >= base.cost.load_seconds:
+            state.stop_slot(slot, f"idle for {idle_seconds:.0f} s, and no unit of its base waits")

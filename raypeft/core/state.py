@@ -202,6 +202,7 @@ class State:
 
     def _make_idle(self, slot: SlotState) -> None:
         slot.phase = SlotPhase.IDLE
+        slot.idle_since_seconds = self.watch_seconds
         self.idle[slot.id] = None
         self.bases[slot.base].idle[slot.id] = None
 

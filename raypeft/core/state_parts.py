@@ -51,6 +51,7 @@ class SlotState:
         last_subjects: Whom it answered last.
         node: The node it is on, once it is ready.
         draining: Why it is given nothing more, once that is so; else empty.
+        idle_since_seconds: When it last became idle, on the clock of `State.watch_seconds`.
     """
 
     id: str
@@ -61,6 +62,7 @@ class SlotState:
     last_subjects: tuple[str, ...] = ()
     node: str = ""
     draining: str = ""
+    idle_since_seconds: float = 0.0
 
     @property
     def is_starting(self) -> bool:

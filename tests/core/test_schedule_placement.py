@@ -11,6 +11,7 @@ from raypeft.core.events import (
     NodeDraining,
     RunUnit,
     SlotFailed,
+    SlotLost,
     SlotPlaced,
     SlotReady,
     StartSlot,
@@ -23,12 +24,13 @@ from raypeft.core.invariants import check
 from raypeft.core.plan import EngineCost, Plan
 from raypeft.core.records import Failure, FailureKind
 from raypeft.core.retry import Policy
-from raypeft.core.schedule import initial, step
+from raypeft.core.schedule import IDLE_SECONDS, initial, step
 from raypeft.core.state import State
 from tests.core.night import Night
 from tests.support.plans import HARDWARE, make_plan
 
 CRASH = Failure(FailureKind.CRASHED, "boom", retryable=True)
+LOST = Failure(FailureKind.SLOT_LOST, "the node is gone", retryable=True)
 NO_MEMORY = Failure(FailureKind.OUT_OF_MEMORY, "CUDA out of memory", retryable=True)
 
 
@@ -209,6 +211,47 @@ def test_an_idle_slot_on_a_node_that_goes_away_is_stopped_at_once() -> None:
     assert [stop.slot for stop in stops(commands)] == [first.slot]
     # Told twice, and of a node nobody is on.
     assert play(state, NodeDraining(f"node of {first.slot}"), NodeDraining("elsewhere")) == []
+    assert second.slot in state.slots
+
+
+def test_a_slot_idle_for_as_long_as_its_base_takes_to_load_is_given_back() -> None:
+    state, commands = begun(make_plan(adapters=2, load_seconds=100.0), Policy(slots=3))
+    first, second, third = runs(commands)
+    play(state, Tick(10.0), done(first), Tick(20.0), done(second))
+    assert not stops(play(state, Tick(109.9)))
+    commands = play(state, Tick(110.0))
+    assert [stop.slot for stop in stops(commands)] == [first.slot]
+    assert "idle for 100 s" in stops(commands)[0].reason
+    failed = UnitFailed(third.slot, third.unit_id, third.attempt, CRASH)
+    assert [run.slot for run in runs(play(state, failed))] == [second.slot]
+    # Idle since now, and not since it last worked.
+    assert not stops(play(state, Tick(150.0)))
+
+
+def test_no_slot_is_given_back_at_once_however_fast_its_base_loads() -> None:
+    state, commands = begun(make_plan(adapters=1, load_seconds=0.0), Policy(slots=2))
+    play(state, done(runs(commands)[0]))
+    assert not stops(play(state, Tick(IDLE_SECONDS - 1)))
+    assert len(stops(play(state, Tick(IDLE_SECONDS)))) == 1
+    # What still runs may fail, and is given another slot then.
+    run = runs(commands)[1]
+    commands = play(state, SlotLost(run.slot, LOST))
+    assert len(starts(commands)) == 1
+
+
+def test_a_slot_for_which_no_hardware_is_free_yet_is_not_waited_for_when_nothing_waits() -> None:
+    state, commands = initial(make_plan(adapters=2), Policy(slots=3))
+    first, second, third = starts(commands)
+    play(state, SlotPlaced(second.slot))
+    commands = play(state, SlotReady(first.slot, HARDWARE))
+    (run,) = runs(commands)
+    commands = play(state, done(run))
+    (run,) = runs(commands)
+    assert not stops(commands)
+    commands = play(state, done(run))
+    assert [stop.slot for stop in stops(commands)] == [third.slot]
+    assert "waits any more" in stops(commands)[0].reason
+    (run,) = runs(commands)
     assert second.slot in state.slots
 
 
