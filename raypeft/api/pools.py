@@ -4,6 +4,7 @@ Starting Ray takes seconds and a model's packages more, so a sweep that is finis
 nothing.
 """
 
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,20 +56,35 @@ def open_pool(
         finally:
             local.close()
         return
-    from raypeft.runtime.pool import RayPool, cluster_has_gpus, connect
+    from raypeft.runtime.pool import (
+        LOOK_SECONDS,
+        Claims,
+        RayPool,
+        claim_of,
+        cluster_has_gpus,
+        connect,
+    )
 
     with connect(address) as connection:
         profile = hardware_profile(sweep.hardware, has_gpus=cluster_has_gpus())
+        claim = claim_of(_name(sweep), secrets.token_hex(8), sweep.schedule.priority, profile)
         pool = RayPool(
             connection,
             profile=profile,
             num_slots=sweep.schedule.slots,
             allow_mixed=sweep.hardware.allow_mixed,
+            # A Ray that was started for this sweep is its own.
+            claims=None if connection.is_local else Claims(claim, every_seconds=LOOK_SECONDS),
         )
         try:
             yield pool, _device(profile)
         finally:
             pool.close()
+
+
+def _name(sweep: Sweep) -> str:
+    """Return what other sweeps on a cluster are told this one is called: its folder's name."""
+    return sweep.output.rstrip("/").rpartition("/")[2]
 
 
 def hardware_profile(hardware: HardwareSection, *, has_gpus: bool) -> HardwareProfile:

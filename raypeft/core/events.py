@@ -140,14 +140,16 @@ class NodeDraining:
 
 @dataclass(frozen=True, slots=True)
 class CapacityChanged:
-    """The cluster has grown or shrunk.
+    """The cluster has grown or shrunk, or another sweep is to have its share of it.
 
     Attributes:
         slots: Slots there is room for now; never more than `Policy.slots` are used, and one is
             always tried for.
+        reason: Why, where it is not the cluster's size.
     """
 
     slots: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,6 @@ from raypeft.core.retry import (
 )
 from raypeft.core.state import CellPhase, SlotPhase, SlotState, State, Tally
 
-
 IDLE_SECONDS = 30.0
 """No slot is given back before that: what loading a base is taken to cost is an estimate, and
 starting the slot itself takes time too."""
@@ -115,8 +114,8 @@ def _apply(state: State, event: Event) -> str | None:
             for each in tuple(state.slots.values()):
                 if each.node == node:
                     state.drain_slot(each, f"node {node} goes away: {reason or 'no reason given'}")
-        case CapacityChanged(slots):
-            _change_capacity(state, slots)
+        case CapacityChanged(slots, reason):
+            _change_capacity(state, slots, reason)
         case StopRequested():
             _stop(state, event)
         case CellScored(cell, attempt):
@@ -301,7 +300,7 @@ def _close(state: State, reason: str) -> None:
             state.leave_out(cell, reason)
 
 
-def _change_capacity(state: State, slots: int) -> None:
+def _change_capacity(state: State, slots: int, reason: str) -> None:
     """Use more slots, or fewer: those that have least to lose go first."""
     state.capacity = max(1, min(slots, state.policy.slots))
     state.changed = True
@@ -309,7 +308,7 @@ def _change_capacity(state: State, slots: int) -> None:
     staying = [slot for slot in state.slots.values() if not slot.draining]
     staying.sort(key=lambda slot: phases.index(slot.phase))
     for slot in staying[: max(0, len(staying) - state.capacity)]:
-        state.drain_slot(slot, f"the cluster has room for {state.capacity} slots")
+        state.drain_slot(slot, reason or f"the cluster has room for {state.capacity} slots")
 
 
 # --- time -------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from raypeft.core.deadline import DEADLINE_ALLOWED, DEADLINE_PATTERN, check_deadline
+from raypeft.core.fair_share import MAX_PRIORITY
 from raypeft.core.ordering import Order
 from raypeft.core.quantities import duration_seconds
 from raypeft.core.spec_fields import Allowed, Count, Duration
@@ -66,7 +67,14 @@ class ScheduleSection(BaseModel):
         "many as possible are complete at any time), `tasks` (one task after the other, in the "
         "sweep's order, for all adapters), `sweep` (one adapter after the other, in the sweep's "
         "order). null is `rows` with a deadline and `longest` without. It orders one sweep; sweeps "
-        "that run at the same time share a cluster as Ray shares it.",
+        "that run at the same time share a cluster by `priority`.",
+    )
+    priority: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_PRIORITY,
+        description="Weight among sweeps that run on one cluster at the same time: while one of "
+        "them waits for hardware, one of priority 2 keeps twice as many slots as one of 1.",
     )
 
     @property

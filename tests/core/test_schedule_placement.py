@@ -275,6 +275,17 @@ def test_a_cluster_that_shrinks_lets_slots_end_their_units() -> None:
     assert not starts(commands)
 
 
+def test_what_another_sweep_is_to_have_is_given_back_with_its_reason() -> None:
+    state, commands = begun(make_plan(adapters=3), Policy(slots=2))
+    running = runs(commands)
+    assert play(state, CapacityChanged(1, "sweep b waits for hardware")) == []
+    commands = play(state, *(done(run) for run in running))
+    (stop,) = stops(commands)
+    assert stop.reason == "sweep b waits for hardware"
+    assert len(runs(commands)) == 1
+    assert len(starts(play(state, CapacityChanged(2)))) == 1
+
+
 def test_slots_that_load_go_before_slots_that_work() -> None:
     state, commands = initial(make_plan(adapters=5), Policy(slots=3))
     first, second, third = starts(commands)

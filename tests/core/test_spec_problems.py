@@ -155,7 +155,8 @@ def test_an_empty_list_and_a_wrong_item_say_what_belongs_there() -> None:
 def test_an_empty_section_says_which_keys_belong_there() -> None:
     assert problem(schedule=None) == (
         "schedule: null is not allowed, expected a mapping with the keys slots, attempts, "
-        "unit_timeout, shards, deadline, at_deadline, order; leave the key out to take its default"
+        "unit_timeout, shards, deadline, at_deadline, order, priority; leave the key out to take "
+        "its default"
     )
 
 

@@ -49,6 +49,7 @@ from raypeft.runtime.options import (
     with_environment,
 )
 from raypeft.runtime.pins import Pins
+from raypeft.runtime.pool.claims import Claims
 from raypeft.runtime.pool.cluster import ClusterWatch
 from raypeft.runtime.pool.connection import RayConnection, cluster_has_gpus
 from raypeft.runtime.pool.monitor import Ear
@@ -128,6 +129,7 @@ class RayPool:
         allow_mixed: Whether slots of one base may be on different hardware.
         beat_seconds: How often slots say how far they are.
         look_seconds: How often the cluster's nodes are looked at.
+        claims: Of this sweep and others on the cluster; None where it is alone.
 
     Raises:
         SpecError: If Ray cannot give what the profile asks for.
@@ -144,6 +146,7 @@ class RayPool:
         allow_mixed: bool = False,
         beat_seconds: float = BEAT_SECONDS,
         look_seconds: float = LOOK_SECONDS,
+        claims: Claims | None = None,
     ) -> None:
         switches = {} if connection.is_local else inherited_switches(os.environ)
         self._options = with_environment(actor_options(profile), switches)
@@ -184,6 +187,7 @@ class RayPool:
         """Draining nodes that were told of."""
         self._pins = Pins(are_held=not allow_mixed)
         self._watch = ClusterWatch(None if self._group else self._options, look_seconds)
+        self._claims = claims
         self._ear = Ear(f"{self._run_id}/monitor", monitor, beat_seconds)
         self._spares: deque[tuple[str, Any]] = deque()
         """Prepared actors, each with the kind of engine that it has imported."""
@@ -231,7 +235,9 @@ class RayPool:
             self._spares.remove(spare)
         actor = self._actor(slot, unlike) if spare is None else spare[1]
         self._actors[slot] = actor
-        self._pending[actor.place.remote()] = _Pending(_Step.PLACE, slot, spec=spec)
+        self._pending[actor.place.remote()] = _Pending(
+            _Step.PLACE, slot, spec=spec, since_seconds=time.monotonic()
+        )
 
     def _actor(self, name: str, avoid: Collection[str] = ()) -> Any:
         # A number too: another run on this pool has slots of the same names.
@@ -326,17 +332,35 @@ class RayPool:
             for one in self._pending.values()
         ):
             self._ear.begin()
-        waits = any(one.step is _Step.PLACE for one in self._pending.values())
-        has_grown = self._watch.look(waits=waits)
+        waiting = [one.since_seconds for one in self._pending.values() if one.step is _Step.PLACE]
+        has_grown = self._watch.look(waits=bool(waiting))
         used = set(self._nodes.values()) & self._watch.draining
         told = [NodeDraining(self._names[node], _DRAINS) for node in sorted(used - self._told)]
         self._told |= used
+        has_share = self._shares(waiting)
         # As many as are wanted: what an autoscaler can still bring, nobody knows here.
-        return [*told, *([CapacityChanged(self._num_slots)] if has_grown else [])]
+        return [*told, *([self._room()] if has_grown or has_share else [])]
+
+    def _shares(self, waiting: Collection[float]) -> bool:
+        """Tell other sweeps what this one has and wants; return whether its share is another."""
+        if self._claims is None:
+            return False
+        held = len(self._nodes)
+        # One that is held to its share would use more, and asks for no more.
+        wanted = self._num_slots if self._claims.share else held + len(waiting)
+        return self._claims.look(held=held, wanted=wanted, waiting_since=min(waiting, default=None))
+
+    def _room(self) -> CapacityChanged:
+        share = None if self._claims is None else self._claims.share
+        if share is None:
+            return CapacityChanged(self._num_slots)
+        return CapacityChanged(share.slots, share.reason)
 
     def close(self) -> None:
         """Kill every actor and call, and forget everything."""
         self.drop_spares()
+        if self._claims is not None:
+            self._claims.withdraw()
         for slot in tuple(self._actors):
             self.stop_slot(slot)
         self._ear.end()
