@@ -74,7 +74,7 @@ def open_pool(
             num_slots=sweep.schedule.slots,
             allow_mixed=sweep.hardware.allow_mixed,
             # A Ray that was started for this sweep is its own.
-            claims=None if connection.is_local else Claims(claim, every_seconds=LOOK_SECONDS),
+            claims=Claims(claim, every_seconds=LOOK_SECONDS) if connection.can_grow else None,
         )
         try:
             yield pool, _device(profile)
