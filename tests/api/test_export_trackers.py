@@ -70,6 +70,7 @@ def offline_records(folder: Path) -> Iterator[Any]:
             parts = b""
 
 
+@pytest.mark.slow
 def test_wandb_gets_a_run_for_each_subject_with_its_numbers(output: str, tmp_path: Path) -> None:
     runs = export_runs(output, tmp_path / "out", SUBJECTS, "wandb", title="night")
     assert tuple(runs) == SUBJECTS
@@ -93,6 +94,7 @@ def test_wandb_gets_a_run_for_each_subject_with_its_numbers(output: str, tmp_pat
         )
 
 
+@pytest.mark.slow
 def test_mlflow_reads_back_what_was_written(output: str, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 

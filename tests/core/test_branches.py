@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 MODULES = ("schedule", "placement", "state", "state_parts", "retry", "waiting", "explain")
 LONG = "test_a_night_of_a_hundred_thousand_units_on_a_thousand_slots_keeps_them_busy"
 
 
+@pytest.mark.slow
 def test_the_state_machine_has_no_branch_that_no_test_takes(tmp_path: Path) -> None:
     core = ROOT / "tests" / "core"
     tests = [path for path in core.glob("test_schedule*.py") if "histories" not in path.name]

@@ -443,6 +443,7 @@ def test_the_same_events_give_the_same_commands() -> None:
     assert play_night() == play_night()
 
 
+@pytest.mark.slow
 def test_a_night_of_a_hundred_thousand_units_on_a_thousand_slots_keeps_them_busy() -> None:
     random = Random(1)
 

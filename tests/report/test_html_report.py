@@ -128,6 +128,7 @@ def test_samples_that_do_not_match_their_gain_are_left_out_and_named(tmp_path: P
     assert 'id="samples-data"' not in html
 
 
+@pytest.mark.slow
 def test_32_adapters_on_12_tasks_fit_a_page_of_5_megabytes(tmp_path: Path) -> None:
     adapters = tuple(f"adapter-{i}" for i in range(32))
     tasks = tuple(f"task-{i}" for i in range(12))
