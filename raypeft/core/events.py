@@ -146,10 +146,13 @@ class CapacityChanged:
         slots: Slots there is room for now; never more than `Policy.slots` are used, and one is
             always tried for.
         reason: Why, where it is not the cluster's size.
+        is_shared: Whether others hold hardware that slots could have: one that waits for it is
+            then waiting for them.
     """
 
     slots: int
     reason: str = ""
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def _why_no_slot(state: State, name: str, base: BaseState) -> str:
         num_holding = len(base.slots) - base.num_starting
         return f"{ahead}, {num_holding} slots hold the base and are busy"
     if base.num_starting:
-        return f"{ahead}, {base.num_starting} slots are loading the base"
+        return f"{ahead}, {base.num_starting} slots wait for hardware or load the base"
     if base.last_failure is not None and base.load_failures:
         return f"{ahead}, loading the base failed: {base.last_failure.message}"
     return f"{ahead}, no slot holds the base, all {state.capacity} slots are on other bases"

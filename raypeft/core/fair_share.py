@@ -6,11 +6,15 @@ waits for hardware, a sweep keeps no more than its fair share: slots go one by o
 least for its priority, until all is given or nobody wants more (weighted max-min fairness;
 Bertsekas and Gallager, Data Networks, 2nd edition, 1992, section 6.5.2). What is above the share
 is given back as its units end. As every sweep works from the same claims, they need no referee.
+
+What is shared is what the rivals hold and what is free, and not only the former: a sweep that
+waits for what it cannot use would else have the others give up one slot after the other. A sweep
+that is held to its share counts as waiting too, or two that want everything would take turns.
 """
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from raypeft.core.records import Json
 
@@ -32,7 +36,8 @@ class Claim:
         labels: Labels of the nodes it can use; none is any node.
         held: Slots that have their hardware.
         wanted: Slots that it would use, those included.
-        waits: Whether a slot has waited for hardware for a while.
+        waits: Whether a slot has waited for hardware for a while, and none is free.
+        is_limited: Whether it is held to its share, and asks for no more.
     """
 
     sweep: str
@@ -44,6 +49,12 @@ class Claim:
     held: int = 0
     wanted: int = 0
     waits: bool = False
+    is_limited: bool = False
+
+    @property
+    def lacks(self) -> bool:
+        """Whether it would use more than it can have at the moment."""
+        return self.waits or (self.is_limited and self.held < self.wanted)
 
     def rivals(self, other: "Claim") -> bool:
         """Whether the two are after the same hardware, as far as can be told."""
@@ -51,10 +62,16 @@ class Claim:
             self.run != other.run
             and self.resource == other.resource
             and all(
-                self.labels[name] == other.labels[name]
+                _may_be_one(self.labels[name], other.labels[name])
                 for name in self.labels.keys() & other.labels.keys()
             )
         )
+
+
+def _may_be_one(label: str, other: str) -> bool:
+    """Whether one node may have both labels; of `!x` and `in(x,y)` that is not known."""
+    is_plain = not any(one.startswith(("!", "in(")) for one in (label, other))
+    return label == other or not is_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,35 +87,52 @@ class Share:
     reason: str
 
 
-def fair_share(own: Claim, others: Sequence[Claim]) -> Share | None:
+def rivals_of(own: Claim, others: Sequence[Claim]) -> list[Claim]:
+    """Return the claims of sweeps that are after the same hardware."""
+    return [other for other in others if own.rivals(other)]
+
+
+def shared_size(own: Claim, rivals: Sequence[Claim], free_slots: float) -> float:
+    """Return how much there is to share, in the unit of `Claim.resource`.
+
+    Args:
+        own: A sweep's claim.
+        rivals: From `rivals_of`.
+        free_slots: How many slots of its own the cluster has free.
+    """
+    held = sum(one.held * one.slot_size for one in (own, *rivals))
+    return held + free_slots * own.slot_size
+
+
+def fair_share(own: Claim, rivals: Sequence[Claim], size: float) -> Share | None:
     """Return what a sweep is to keep; None if it may have what it wants.
 
     Args:
         own: Its claim.
-        others: Those of the other sweeps.
+        rivals: From `rivals_of`.
+        size: What is shared, from `shared_size`; best the most of it in the last minute, since
+            hardware that changes hands is nobody's for some seconds.
     """
-    rivals = [other for other in others if own.rivals(other)]
-    waiting = sorted((one for one in rivals if one.waits), key=lambda one: one.run)
-    if not waiting:
+    lacking = sorted((one for one in rivals if one.lacks), key=lambda one: one.run)
+    if not lacking:
         return None
-    slots = _slots_of(own, [own, *rivals])
+    slots = _slots_of(own, [own, *rivals], size)
     if slots >= own.wanted:
         return None
-    names = ", ".join(f"{one.sweep} (priority {one.priority})" for one in waiting[:3])
-    more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
-    wait = "waits" if len(waiting) == 1 else "wait"
+    names = ", ".join(f"{one.sweep} (priority {one.priority})" for one in lacking[:3])
+    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    wait = "waits" if len(lacking) == 1 else "wait"
     return Share(
         slots,
         f"{names}{more} {wait} for hardware; the fair share of priority {own.priority} is {slots}",
     )
 
 
-def _slots_of(own: Claim, claims: Sequence[Claim]) -> int:
-    """Return how many slots of what all hold together are one sweep's."""
-    left = sum(one.held * one.slot_size for one in claims)
+def _slots_of(own: Claim, claims: Sequence[Claim], size: float) -> int:
+    """Return how many slots of what is shared are one sweep's."""
     # Nobody can go below one slot, so that is given first.
     given = {one.run: min(1, one.wanted) for one in claims}
-    left -= sum(given[one.run] * one.slot_size for one in claims)
+    left = size - sum(given[one.run] * one.slot_size for one in claims)
     queue = [(_next_level(one, given[one.run]), one.run, one) for one in claims]
     heapq.heapify(queue)
     while queue:
@@ -127,7 +161,11 @@ def claim_json(claim: Claim) -> dict[str, Json]:
         "held": claim.held,
         "wanted": claim.wanted,
         "waits": claim.waits,
+        "is_limited": claim.is_limited,
     }
+
+
+_FIELDS = tuple(one.name for one in fields(Claim))
 
 
 def read_claim(value: object) -> Claim | None:
@@ -137,8 +175,9 @@ def read_claim(value: object) -> Claim | None:
     """
     if not isinstance(value, Mapping):
         return None
+    known = {name: value[name] for name in _FIELDS if name in value}
     try:
-        claim = Claim(**value)
+        claim = Claim(**known)
     except TypeError:
         return None
     texts = (claim.sweep, claim.run, claim.resource)
@@ -152,6 +191,7 @@ def read_claim(value: object) -> Claim | None:
         and isinstance(claim.labels, Mapping)
         and all(isinstance(text, str) for label in claim.labels.items() for text in label)
         and isinstance(claim.waits, bool)
+        and isinstance(claim.is_limited, bool)
     )
     return claim if is_sound else None
 

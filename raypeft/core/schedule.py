@@ -114,8 +114,8 @@ def _apply(state: State, event: Event) -> str | None:
             for each in tuple(state.slots.values()):
                 if each.node == node:
                     state.drain_slot(each, f"node {node} goes away: {reason or 'no reason given'}")
-        case CapacityChanged(slots, reason):
-            _change_capacity(state, slots, reason)
+        case CapacityChanged():
+            _change_capacity(state, event)
         case StopRequested():
             _stop(state, event)
         case CellScored(cell, attempt):
@@ -300,15 +300,22 @@ def _close(state: State, reason: str) -> None:
             state.leave_out(cell, reason)
 
 
-def _change_capacity(state: State, slots: int, reason: str) -> None:
-    """Use more slots, or fewer: those that have least to lose go first."""
-    state.capacity = max(1, min(slots, state.policy.slots))
+def _change_capacity(state: State, event: CapacityChanged) -> None:
+    """Use more slots, or fewer: those that have least to lose go first, and are the first back."""
+    state.capacity = max(1, min(event.slots, state.policy.slots))
+    state.is_shared = event.is_shared
     state.changed = True
     phases = (SlotPhase.PLACING, SlotPhase.LOADING, SlotPhase.IDLE, SlotPhase.BUSY)
     staying = [slot for slot in state.slots.values() if not slot.draining]
+    # Of those that wait for hardware the last goes first: the others are before it in Ray's queue.
+    staying.reverse()
     staying.sort(key=lambda slot: phases.index(slot.phase))
     for slot in staying[: max(0, len(staying) - state.capacity)]:
-        state.drain_slot(slot, reason or f"the cluster has room for {state.capacity} slots")
+        reason = event.reason or f"the cluster has room for {state.capacity} slots"
+        state.drain_slot(slot, reason, is_surplus=True)
+    surplus = [slot for slot in state.slots.values() if slot.is_surplus]
+    for slot in surplus[: max(0, state.capacity - len(staying))]:
+        state.keep_slot(slot)
 
 
 # --- time -------------------------------------------------------------------------------------
@@ -344,6 +351,9 @@ def _expire(state: State) -> None:
 def _start_timed_out(state: State, slot: SlotState) -> None:
     limit = state.policy.start_timeout_seconds
     is_placed = slot.phase is SlotPhase.LOADING
+    if not is_placed and state.is_shared:
+        state.new_starts.append((slot.id, slot.phase))  # other sweeps have it, and end some time
+        return
     what = "did not load its base" if is_placed else "found no node with its hardware free"
     message = f"{slot.id} {what} within {limit:g} seconds"
     state.stop_slot(slot, message)

@@ -49,8 +49,8 @@ class State:
         self.stop: StopRequested | None = None
         self.closed = ""
         """Why nothing is begun any more although nobody asked for a stop: the deadline."""
-        self.capacity = policy.slots
-        """Slots there is room for: `policy.slots`, less those that never came up."""
+        self.capacity, self.is_shared = policy.slots, False
+        """Slots there is room for, and whether other sweeps hold hardware that slots could have."""
         self.commands: list[Command] = []
         """What the present step wants done."""
         self.slots: dict[str, SlotState] = {}
@@ -182,14 +182,27 @@ class State:
         """Note that there is room for one slot less than was thought."""
         self.capacity = max(1, self.capacity - 1)
 
-    def drain_slot(self, slot: SlotState, reason: str) -> None:
-        """Give a slot nothing more: it ends with what it runs, at once if it runs nothing."""
+    def drain_slot(self, slot: SlotState, reason: str, *, is_surplus: bool = False) -> None:
+        """Give a slot nothing more: it ends with what it runs, at once if it runs nothing.
+
+        Args:
+            slot: The slot.
+            reason: Why.
+            is_surplus: Whether there are only too many, and it is as good as any.
+        """
         if slot.phase is not SlotPhase.BUSY:
             self.stop_slot(slot, reason)
-        elif not slot.draining:
+            return
+        slot.is_surplus = is_surplus
+        if not slot.draining:
             slot.draining = reason
             self.num_draining += 1
             self.changed = True
+
+    def keep_slot(self, slot: SlotState) -> None:
+        """Let a slot that drained as one too many go on."""
+        slot.draining, slot.is_surplus = "", False
+        self.num_draining -= 1
 
     def _unheld(self, base_name: str) -> None:
         self.unheld[base_name] = None

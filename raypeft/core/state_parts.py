@@ -51,6 +51,7 @@ class SlotState:
         last_subjects: Whom it answered last.
         node: The node it is on, once it is ready.
         draining: Why it is given nothing more, once that is so; else empty.
+        is_surplus: Whether that is because there is one slot too many, and may end.
         idle_since_seconds: When it last became idle, on the clock of `State.watch_seconds`.
     """
 
@@ -62,6 +63,7 @@ class SlotState:
     last_subjects: tuple[str, ...] = ()
     node: str = ""
     draining: str = ""
+    is_surplus: bool = False
     idle_since_seconds: float = 0.0
 
     @property

@@ -282,7 +282,10 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     def in_its_thread() -> None:
         try:
             with closing(loop):
-                loop.run_until_complete(task)
+                try:
+                    loop.run_until_complete(task)
+                finally:
+                    loop.run_until_complete(loop.shutdown_asyncgens())
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             raised.append(error)
         ended.set()

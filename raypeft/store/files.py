@@ -171,7 +171,10 @@ class Folder:
             yield
         finally:
             if handle is not None:
-                os.close(handle)  # and with it the lock
+                # Closing alone would not do: a process forked meanwhile has it open too.
+                with suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_UN)
+                os.close(handle)
 
     def set_aside(self, name: str) -> None:
         """Rename a file so that it is not found any more but can be looked at."""
@@ -270,7 +273,10 @@ def _local_stream(path: Path) -> Iterator[BinaryIO]:
 def _lock(path: Path) -> int | None:
     """Return the handle of a locked file; None where its file system knows no locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's, in a shared folder
     end = time.monotonic() + LOCK_SECONDS
     try:
         while True:

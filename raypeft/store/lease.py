@@ -88,6 +88,7 @@ class LeaseHolder:
             LeaseLostError: If another driver has taken its place, or the lease was removed.
             SetupError: If it cannot be written.
         """
+        self._check(now_seconds)  # an output that was removed is not made again for its lock
         with self._folder.locked(LOCK_FILE):
             self._check(now_seconds)
             self._lease = replace(self._lease, renewed_seconds=now_seconds)

@@ -50,7 +50,7 @@ def test_a_cell_whose_base_is_not_loaded_says_so() -> None:
 
 def test_a_cell_whose_base_is_loading_says_so() -> None:
     state, _ = initial(make_plan(adapters=0), Policy())
-    assert "1 slots are loading the base" in why_waiting(state, CELL)
+    assert "1 slots wait for hardware or load the base" in why_waiting(state, CELL)
 
 
 def test_a_cell_that_waits_after_a_failure_names_the_failure() -> None:

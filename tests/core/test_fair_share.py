@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypeft.core.fair_share import Claim, Share, claim_json, fair_share, read_claim, shown_name
+from raypeft.core.fair_share import (
+    Claim,
+    Share,
+    claim_json,
+    fair_share,
+    read_claim,
+    rivals_of,
+    shared_size,
+    shown_name,
+)
 
 
 def claim(run: str, held: int = 0, wanted: int = 8, priority: int = 1, **more: object) -> Claim:
@@ -19,19 +28,24 @@ def claim(run: str, held: int = 0, wanted: int = 8, priority: int = 1, **more: o
     return replace(base, **more)  # type: ignore[arg-type]
 
 
-def slots(own: Claim, *others: Claim) -> int | None:
-    share = fair_share(own, others)
+def share_of(own: Claim, *others: Claim, free: float = 0) -> Share | None:
+    rivals = rivals_of(own, others)
+    return fair_share(own, rivals, shared_size(own, rivals, free))
+
+
+def slots(own: Claim, *others: Claim, free: float = 0) -> int | None:
+    share = share_of(own, *others, free=free)
     return None if share is None else share.slots
 
 
 def test_a_sweep_keeps_what_it_has_while_nobody_waits() -> None:
     early, late = claim("a", held=8), claim("b", held=4, wanted=4)
-    assert fair_share(early, []) is None
-    assert fair_share(early, [late]) is None
+    assert share_of(early) is None
+    assert share_of(early, late) is None
 
 
 def test_a_sweep_that_came_first_keeps_its_half_when_another_comes() -> None:
-    share = fair_share(claim("a", held=8), [claim("b")])
+    share = share_of(claim("a", held=8), claim("b"))
     assert share == Share(
         4, "sweep b (priority 1) waits for hardware; the fair share of priority 1 is 4"
     )
@@ -64,6 +78,31 @@ def test_sweeps_on_other_hardware_are_no_rivals() -> None:
     assert slots(early, replace(early, waits=True)) is None  # its own
 
 
+def test_labels_that_name_several_kinds_may_be_those_of_a_rival() -> None:
+    early = claim("a", held=8, labels={"hw": "in(a100,h100)"})
+    assert slots(early, claim("b", labels={"hw": "a100"})) == 4
+    assert slots(claim("a", held=8, labels={"hw": "!h100"}), claim("b", labels={"hw": "a100"})) == 4
+
+
+def test_what_is_free_is_shared_too_so_that_giving_back_lowers_no_share() -> None:
+    # The other one cannot use it: a slot of it is larger than any node has free.
+    waiting = claim("b", wanted=1, slot_size=4.0)
+    kept = [slots(claim("a", held=held), waiting, free=8 - held) for held in (8, 7, 5, 4)]
+    assert kept == [4, 4, 4, 4]
+
+
+def test_a_sweep_that_is_held_to_its_share_waits_as_well() -> None:
+    limited = claim("a", held=4, waits=False, is_limited=True)
+    other = claim("b", held=4)
+    assert slots(other, limited) == 4
+    assert slots(other, replace(limited, wanted=4)) is None
+    assert slots(limited, replace(other, is_limited=True, waits=False)) == 4
+
+
+def test_a_claim_of_a_newer_version_is_read() -> None:
+    assert read_claim({**claim_json(claim("a")), "unknown": 1}) == claim("a")
+
+
 def test_large_slots_count_for_more() -> None:
     # 8 GPUs: 4 for each is one slot of four, or four of one.
     assert slots(claim("a", held=8), claim("b", slot_size=4.0, wanted=2)) == 4
@@ -73,7 +112,7 @@ def test_large_slots_count_for_more() -> None:
 
 
 def test_many_that_wait_are_named_as_far_as_they_fit() -> None:
-    share = fair_share(claim("a", held=8), [claim(run) for run in "edcb"])
+    share = share_of(claim("a", held=8), *(claim(run) for run in "edcb"))
     assert share is not None
     assert share.slots == 2
     assert share.reason.startswith("sweep b (priority 1), sweep c (priority 1), sweep d")
@@ -100,11 +139,11 @@ def test_all_agree_and_nobody_is_left_without(found: list[Claim]) -> None:
     kept = {}
     for own in found:
         others = [other for other in found if other is not own]
-        share = fair_share(own, others)
+        share = share_of(own, *others)
         kept[own.run] = own.wanted if share is None else share.slots
         assert share is None or 1 <= share.slots < own.wanted
-        assert share is None or any(other.waits for other in others)
-    if sum(one.waits for one in found) < 2:
+        assert share is None or any(other.lacks for other in others)
+    if sum(one.lacks for one in found) < 2:
         return  # whoever waits alone is held to nothing
     # One slot each is never taken away; beyond that no more is given than is there.
     whole = sum(one.held * one.slot_size for one in found)
@@ -119,12 +158,12 @@ def test_all_agree_and_nobody_is_left_without(found: list[Claim]) -> None:
 def test_nobody_is_below_a_level_that_another_is_above(found: list[Claim]) -> None:
     """Max-min: a slot less for who has more would not lift who has less over it."""
     own, *others = found
-    share = fair_share(own, others)
+    share = share_of(own, *others)
     if share is None or share.slots == 1:
         return
     level = share.slots * own.slot_size / own.priority
     for other in others:
-        theirs = fair_share(other, [one for one in found if one is not other])
+        theirs = share_of(other, *(one for one in found if one is not other))
         if theirs is not None and theirs.slots < other.wanted:
             after = (theirs.slots + 1) * other.slot_size / other.priority
             assert after >= level - 1e-9 or other.slot_size > own.slot_size
@@ -152,8 +191,8 @@ def test_a_claim_is_read_back_as_it_was_told(found: list[Claim]) -> None:
         {"labels": ["a"]},
         {"labels": {"a": ["b"]}},
         {"waits": "yes"},
+        {"is_limited": 1},
         {"sweep": None},
-        {"unknown": 1},
     ],
 )
 def test_what_is_no_claim_is_none(change: dict[str, object]) -> None:

@@ -286,6 +286,41 @@ def test_what_another_sweep_is_to_have_is_given_back_with_its_reason() -> None:
     assert len(starts(play(state, CapacityChanged(2)))) == 1
 
 
+def test_what_was_to_be_given_back_is_kept_when_there_is_room_again() -> None:
+    state, commands = begun(make_plan(adapters=7), Policy(slots=4))
+    first, second, third, fourth = runs(commands)
+    play(state, CapacityChanged(1, "sweep b waits for hardware"))
+    gone = [run.slot for run in runs(commands) if state.slots[run.slot].draining]
+    # One of those that are too many is on a node that goes away, which is another matter.
+    play(state, NodeDraining(f"node of {gone[0]}"))
+    commands = play(state, CapacityChanged(3))
+    assert [slot.id for slot in state.slots.values() if slot.draining] == [gone[0]]
+    assert not starts(commands)
+    commands = play(state, CapacityChanged(4))
+    assert len(starts(commands)) == 1
+    finished = play(state, *(done(run) for run in (first, second, third, fourth)))
+    assert [stop.slot for stop in stops(finished)] == [gone[0]]
+
+
+def test_of_slots_that_wait_for_hardware_the_last_goes_first() -> None:
+    state, commands = initial(make_plan(adapters=5), Policy(slots=3))
+    begun_slots = [start.slot for start in starts(commands)]
+    commands = play(state, CapacityChanged(1))
+    assert [stop.slot for stop in stops(commands)] == begun_slots[:0:-1]
+
+
+def test_hardware_that_other_sweeps_have_is_waited_for_without_end() -> None:
+    state, commands = initial(make_plan(adapters=1), Policy(slots=2, start_timeout_seconds=100.0))
+    play(state, Tick(0.0), CapacityChanged(2, is_shared=True))
+    assert play(state, Tick(150.0), Tick(260.0), Tick(900.0)) == []
+    assert state.capacity == 2
+    # They have ended, and still there is none.
+    play(state, CapacityChanged(2))
+    assert not state.failures
+    commands = play(state, Tick(1100.0))
+    assert len(stops(commands)) == 2
+
+
 def test_slots_that_load_go_before_slots_that_work() -> None:
     state, commands = initial(make_plan(adapters=5), Policy(slots=3))
     first, second, third = starts(commands)
@@ -306,8 +341,8 @@ def test_a_slot_that_drains_is_not_told_twice() -> None:
 
 
 def test_a_cluster_that_grows_is_used_up_to_what_the_sweep_allows() -> None:
-    state, _ = begun(make_plan(adapters=9), Policy(slots=3))
-    play(state, CapacityChanged(1))
+    state, commands = begun(make_plan(adapters=9), Policy(slots=3))
+    play(state, CapacityChanged(1), *(done(run) for run in runs(commands)))
     commands = play(state, CapacityChanged(100))
     assert state.capacity == 3
     assert len(starts(commands)) == 2

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_list, _internal_kv_put
@@ -71,7 +72,9 @@ def test_a_sweep_gives_what_is_above_its_share_to_one_that_waits(open_pool: Open
     assert "sweep late (priority 2) waits for hardware" in room.reason
     early.stop_slot("s2")
     assert only(collect(late, SlotPlaced), SlotPlaced)
-    # The other slot still waits, and each has its share: nothing changes.
+    # The other slot still waits, and each has its share: no more is given back. What is new is
+    # that the other one holds hardware, for which this sweep may wait as long as it takes.
+    assert wait_for_room(early, late) == replace(room, is_shared=True)
     for _ in range(10):
         late.wait(0.05)
         assert not [event for event in early.wait(0.05) if isinstance(event, CapacityChanged)]

@@ -22,7 +22,6 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raypeft.core.events import (
-    CapacityChanged,
     NodeDraining,
     SlotFailed,
     SlotLost,
@@ -49,8 +48,8 @@ from raypeft.runtime.options import (
     with_environment,
 )
 from raypeft.runtime.pins import Pins
-from raypeft.runtime.pool.claims import Claims
-from raypeft.runtime.pool.cluster import ClusterWatch
+from raypeft.runtime.pool.claims import Claims, room_of
+from raypeft.runtime.pool.cluster import ClusterWatch, free_slots
 from raypeft.runtime.pool.connection import RayConnection, cluster_has_gpus
 from raypeft.runtime.pool.monitor import Ear
 from raypeft.runtime.pool.ray_failures import failure_of
@@ -188,6 +187,7 @@ class RayPool:
         self._pins = Pins(are_held=not allow_mixed)
         self._watch = ClusterWatch(None if self._group else self._options, look_seconds)
         self._claims = claims
+        self._told_room = (self._num_slots, False)
         self._ear = Ear(f"{self._run_id}/monitor", monitor, beat_seconds)
         self._spares: deque[tuple[str, Any]] = deque()
         """Prepared actors, each with the kind of engine that it has imported."""
@@ -219,7 +219,8 @@ class RayPool:
             self._spares.append((kind, spare))
 
     def drop_spares(self) -> None:
-        """Stop prepared actors that no slot has become."""
+        """Stop prepared actors that no slot has become; the next run is told its room anew."""
+        self._told_room = (self._num_slots, False)
         while self._spares:
             _, spare = self._spares.pop()
             self._kill(spare)
@@ -337,24 +338,26 @@ class RayPool:
         used = set(self._nodes.values()) & self._watch.draining
         told = [NodeDraining(self._names[node], _DRAINS) for node in sorted(used - self._told)]
         self._told |= used
-        has_share = self._shares(waiting)
-        # As many as are wanted: what an autoscaler can still bring, nobody knows here.
-        return [*told, *([self._room()] if has_grown or has_share else [])]
+        self._shares(waiting)
+        room = room_of(self._claims, self._num_slots)
+        if not has_grown and (room.slots, room.is_shared) == self._told_room:
+            return list(told)
+        self._told_room = (room.slots, room.is_shared)
+        return [*told, room]
 
-    def _shares(self, waiting: Collection[float]) -> bool:
-        """Tell other sweeps what this one has and wants; return whether its share is another."""
+    def _shares(self, waiting: Collection[float]) -> None:
+        """Tell other sweeps what this one has and wants, and learn its share."""
         if self._claims is None:
-            return False
-        held = len(self._nodes)
-        # One that is held to its share would use more, and asks for no more.
-        wanted = self._num_slots if self._claims.share else held + len(waiting)
-        return self._claims.look(held=held, wanted=wanted, waiting_since=min(waiting, default=None))
-
-    def _room(self) -> CapacityChanged:
-        share = None if self._claims is None else self._claims.share
-        if share is None:
-            return CapacityChanged(self._num_slots)
-        return CapacityChanged(share.slots, share.reason)
+            return
+        held = len(self._nodes) + len(self._spares)
+        self._claims.look(
+            held=held,
+            # One that is held to its share would use more, and asks for no more.
+            wanted=self._num_slots if self._claims.share else held + len(waiting),
+            waiting_since=min(waiting, default=None),
+            # Of a slot on several nodes it is not known what there is.
+            free_slots=lambda: 0 if self._group else free_slots(self._options),
+        )
 
     def close(self) -> None:
         """Kill every actor and call, and forget everything."""

@@ -13,6 +13,7 @@ from ray._private.state import state
 
 from raypeft.core.records import Json
 from raypeft.runtime.nodes import Node, why_not, why_nowhere
+from raypeft.runtime.options import slots_that_fit
 
 _logger = logging.getLogger(__name__)
 
@@ -31,6 +32,19 @@ def read_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def free_slots(options: Mapping[str, Json]) -> int | None:
+    """Return how many slots the nodes have free; None if no node could hold one.
+
+    Args:
+        options: Of a slot's actor.
+    """
+    nodes = [node for node in read_nodes() if not why_not(options, node)]
+    if not nodes:
+        return None
+    free = state.available_resources_per_node()
+    return slots_that_fit(options, [free.get(node.id, {}) for node in nodes])
 
 
 class ClusterWatch:
