@@ -166,6 +166,15 @@ def test_two_sweeps_settle_at_their_shares_and_neither_wastes_the_cluster(
     assert not late.state.failures
 
 
+def test_sweeps_that_all_want_everything_do_not_take_turns() -> None:
+    gpus = Gpus(8)
+    sweeps = [Sweep(name, 80, gpus, begins=30.0 * n, priority=1) for n, name in enumerate("cab")]
+    assert play(gpus, sweeps) <= 300
+    for sweep in sweeps:
+        assert len(sweep.changes) <= 10, sweep.changes
+    assert sum(sweep.num_loads for sweep in sweeps) <= 3 * 8 + 8
+
+
 def test_more_sweeps_than_gpus_all_end() -> None:
     gpus = Gpus(2)
     sweeps = [Sweep(name, 12, gpus, begins=60.0 * n, priority=1) for n, name in enumerate("abcd")]
