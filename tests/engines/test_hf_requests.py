@@ -37,10 +37,10 @@ class Letters(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return [(0.0, True)] * len(requests)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        raise NotImplementedError
+        raise AssertionError("only log-likelihoods are asked for here")
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        raise NotImplementedError
+        raise AssertionError("only log-likelihoods are asked for here")
 
 
 CALLS = [("abc", " d"), ("abc", " e"), ("spaces  ", "x"), ("", "yz"), ("", "\0start")]
